@@ -1,0 +1,325 @@
+"""The one door for requests: OpenAI chat bodies in, typed conversations out.
+
+Only what routing needs is decoded; image, audio and file payloads are skipped where they lie, and every unknown field and
+part stays in the body that the backend will see.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgspec
+
+from fingerpost.errors import InvalidRequest
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Feature = Literal["text", "image", "audio", "video", "file", "tools", "json_schema"]
+
+MEDIA: Mapping[str, Feature] = {
+    "image_url": "image",
+    "input_image": "image",
+    "image": "image",
+    "input_audio": "audio",
+    "video_url": "video",
+    "input_video": "video",
+    "file": "file",
+    "input_file": "file",
+}
+"""Which part types carry which medium; a type that is not here is passed on and does not count."""
+
+IMAGE_TOKENS = 800
+"""What an image is taken to cost in tokens: about the price of one 1,024-pixel tile picture with the common vendors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who spoke, its texts, and the media that came with it, one entry for each payload.
+
+    `texts` has one entry for each text part, or one for a plain string; `in_parts` says which of the two it was.
+    """
+
+    role: Role
+    texts: tuple[str, ...] = ()
+    media: tuple[Feature, ...] = ()
+    calls_tools: bool = False
+    in_parts: bool = False
+
+    @property
+    def text(self) -> str:
+        """The texts, joined by line feeds."""
+        return self.texts[0] if len(self.texts) == 1 else "\n".join(self.texts)
+
+    @property
+    def images(self) -> int:
+        """The number of image parts in this turn."""
+        return self.media.count("image")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """All turns of a request, oldest first, with the names of the tools on offer and the request's metadata."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def latest_user(self) -> Message | None:
+        """The user's latest turn, or None in a conversation without one."""
+        return next((message for message in reversed(self.messages) if message.role == "user"), None)
+
+    @property
+    def text(self) -> str:
+        """The text of the user's latest turn; empty when there is none."""
+        return self.latest_user.text if self.latest_user else ""
+
+    @property
+    def images(self) -> int:
+        """The number of images anywhere in the conversation."""
+        return sum(message.images for message in self.messages)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that are equal exactly for conversations that look the same to a classifier (metadata left out)."""
+        hasher = blake2b(digest_size=16)
+        for message in self.messages:
+            hasher.update(f"{message.role}|{','.join(message.media)}|{message.calls_tools:d}{message.in_parts:d}".encode())
+            for text in message.texts:
+                encoded = text.encode("utf-8", "surrogatepass")
+                hasher.update(b"|%d|" % len(encoded))
+                hasher.update(encoded)
+            hasher.update(b"\n")
+        hasher.update(repr(self.tools).encode("utf-8", "surrogatepass"))
+        return hasher.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a backend must be able to do to serve a request: features, and tokens of context (estimated)."""
+
+    features: frozenset[Feature] = frozenset({"text"})
+    tokens: int = 0
+
+
+class RequestedRoute(msgspec.Struct, frozen=True):
+    """A route that a request brings along in its `fingerpost.routes` field."""
+
+    name: str
+    description: str = ""
+    examples: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+
+
+class _Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Message(msgspec.Struct):
+    role: Role
+    content: str | list[_Part] | None = None
+    refusal: str | None = None
+    tool_calls: list[Any] | None = None
+    function_call: Any = None
+
+
+class _Tool(msgspec.Struct):
+    function: dict[str, Any] | None = None
+    name: str | None = None
+    description: Any = None
+    parameters: Any = None
+
+
+class _ResponseFormat(msgspec.Struct):
+    type: str = "text"
+
+
+class _Extension(msgspec.Struct, forbid_unknown_fields=True):
+    routes: list[RequestedRoute] | None = None
+
+
+class _Body(msgspec.Struct):
+    messages: list[_Message]
+    model: str = "auto"
+    stream: bool | None = False
+    tools: list[_Tool] | None = None
+    functions: list[_Tool] | None = None
+    response_format: _ResponseFormat | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    metadata: dict[str, Any] | None = None
+    fingerpost: _Extension | None = None
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_INT_MAX = 2**31
+_NOT_JSON = (msgspec.MsgspecError, TypeError, ValueError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat request after the door: checked, typed, with the client's body kept whole.
+
+    `model` is the routing hint (`auto`, a route or a backend); `routes` are those that the request brought along, or None;
+    `source` is the body as it came: JSON bytes, or a mapping in library use.
+    """
+
+    conversation: Conversation
+    model: str = "auto"
+    stream: bool = False
+    needs: Needs = Needs()
+    routes: tuple[RequestedRoute, ...] | None = None
+    source: bytes | Mapping[str, Any] = b"{}"
+
+    @classmethod
+    def parse(cls, source: bytes | Mapping[str, Any]) -> ChatRequest:
+        """The request in `source`: JSON bytes from a socket, or a mapping whose values may be objects with `model_dump`.
+
+        Raises:
+            InvalidRequest: wrong JSON, or a wrong shape; `param` is its path, such as `messages[2].content[1].type`.
+        """
+        try:
+            if isinstance(source, bytes):
+                body = _decode_body(source)
+            else:
+                source = _plain(source)
+                body = msgspec.convert(source, _Body)
+            return _checked(body, source)
+        except msgspec.ValidationError as error:
+            raise _wrong_shape(str(error)) from None
+        except _NOT_JSON as error:
+            raise _not_json(error) from None
+
+    @classmethod
+    def from_messages(cls, messages: Sequence[Any] | str, **fields: Any) -> ChatRequest:
+        """A request from messages (dicts, or objects with `model_dump`), or from one user message given as text."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return cls.parse({"messages": messages, **fields})
+
+    def body_for(self, model: str) -> bytes:
+        """The client's body as JSON with `model` replaced, the `fingerpost` field taken out, and nothing else changed.
+
+        Raises:
+            InvalidRequest: what `parse` had no need to look at cannot be JSON, such as an object of some class.
+        """
+        try:
+            fields: dict[str, Any] = dict(_decode_fields(self.source) if isinstance(self.source, bytes) else self.source)
+            fields.pop("fingerpost", None)
+            fields["model"] = model
+            return msgspec.json.encode(fields)
+        except _NOT_JSON as error:
+            raise _not_json(error) from None
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens `text` costs: a quarter of its ASCII characters, a third of its bytes in other scripts."""
+    if text.isascii():
+        return (len(text) + 3) // 4
+    return (len(text.encode("utf-8", "surrogatepass")) + 2) // 3
+
+
+def _checked(body: _Body, source: bytes | Mapping[str, Any]) -> ChatRequest:
+    if not body.messages:
+        raise InvalidRequest("messages: at least one message is needed", param="messages")
+    messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(body.messages))
+    tools = tuple(_tool_name(tool) for tool in (*(body.tools or ()), *(body.functions or ())))
+    conversation = Conversation(messages, tools, {key: _as_text(value) for key, value in (body.metadata or {}).items()})
+    return ChatRequest(
+        conversation=conversation,
+        model=body.model,
+        stream=bool(body.stream),
+        needs=Needs(_features(conversation, body.response_format), _tokens(conversation, body)),
+        routes=tuple(body.fingerpost.routes) if body.fingerpost and body.fingerpost.routes is not None else None,
+        source=source,
+    )
+
+
+def _message(message: _Message, path: str) -> Message:
+    calls_tools = bool(message.tool_calls) or message.function_call is not None
+    if message.content is None or isinstance(message.content, str):
+        text = message.content or message.refusal
+        return Message(message.role, (text,) if text else (), (), calls_tools)
+    for index, part in enumerate(message.content):
+        if part.type == "text" and part.text is None:
+            where = f"{path}.content[{index}].text"
+            raise InvalidRequest(f"{where}: a text part needs a string here", param=where)
+    texts = tuple(text for part in message.content if (text := part.text or part.refusal))
+    media = tuple(MEDIA[part.type] for part in message.content if part.type in MEDIA)
+    return Message(message.role, texts, media, calls_tools, in_parts=True)
+
+
+def _tool_name(tool: _Tool) -> str:
+    return str((tool.function or {}).get("name") or tool.name or "")
+
+
+def _features(conversation: Conversation, wanted: _ResponseFormat | None) -> frozenset[Feature]:
+    features: set[Feature] = {"text"}
+    for message in conversation.messages:
+        features.update(message.media)
+        if message.calls_tools or message.role in ("tool", "function"):
+            features.add("tools")
+    if conversation.tools:
+        features.add("tools")
+    if wanted is not None and wanted.type == "json_schema":
+        features.add("json_schema")
+    return frozenset(features)
+
+
+def _tokens(conversation: Conversation, body: _Body) -> int:
+    turns = sum(estimate_tokens(message.text) + 4 for message in conversation.messages)
+    tools = len(msgspec.json.encode([body.tools, body.functions])) // 4 if conversation.tools else 0
+    calls = [call for message in body.messages for call in (message.tool_calls, message.function_call) if call]
+    called = len(msgspec.json.encode(calls)) // 4 if calls else 0
+    answer = body.max_completion_tokens or body.max_tokens or 0
+    return turns + tools + called + conversation.images * IMAGE_TOKENS + min(max(answer, 0), _INT_MAX)
+
+
+def _as_text(value: Any) -> str:
+    """A metadata value as text; one that is no string, as it would stand in JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _plain(value: Any) -> Any:
+    """`value` as dicts, lists and plain strings, with objects that have `model_dump` (pydantic, OpenAI's client) dumped."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()  # a lone surrogate cannot be sent; it raises here, at the door
+        return str.__str__(value)  # of a subclass or an enum member: the string that it is
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        return _plain(value.model_dump(exclude_none=True))
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no JSON number")
+    return value
+
+
+def _not_json(error: Exception) -> InvalidRequest:
+    if isinstance(error, RecursionError):
+        return InvalidRequest("the body is nested too deeply")
+    return InvalidRequest(f"the body is not valid JSON: {error}")
+
+
+def _wrong_shape(text: str) -> InvalidRequest:
+    """Msgspec's complaint with its path in the form that clients know: `messages[2].content[1].type`."""
+    found = re.fullmatch(r"(.*?)(?: - at (?:`key` in )?`\$\.?([^`]*)`)?", text, re.DOTALL)
+    what, path = (found[1], found[2] or "") if found else (text, "")
+    missing = re.fullmatch(r"Object missing required field `(.+)`", what)
+    if missing:
+        path = f"{path}.{missing[1]}".lstrip(".")
+        what = "this field is required"
+    if what.startswith("Invalid enum value"):  # the value itself stays out: messages are logged, and it may hold anything
+        what = "not a role; the roles are system, developer, user, assistant, tool and function"
+    what = what if len(what) <= 200 else f"{what[:200]}…"
+    return InvalidRequest(f"{path}: {what}" if path else what, param=path or None)

@@ -1,0 +1,175 @@
+"""What can be chosen: routes (what a user may want) and backends (models behind URLs). Frozen and validated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Literal
+
+from fingerpost.errors import ConfigError, Problem
+
+OTHER = "other"
+"""The reserved route for what no description fits."""
+
+AUTO = "auto"
+"""The reserved model name that asks for a decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per million tokens."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """What that many tokens cost, in USD."""
+        return (input_tokens * self.input + output_tokens * self.output) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, between two reads, and for a whole call."""
+
+    connect: float = 5.0
+    read: float = 120.0
+    total: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A model behind an OpenAI-compatible base URL.
+
+    `accepts` are the features that it can serve, `context` its window in tokens (None: unknown, never a reason to strike it
+    out); `auth` says which header carries `key`; `api_version` is Azure's query parameter.
+    """
+
+    name: str
+    model: str
+    url: str
+    key: str | None = field(default=None, repr=False)
+    auth: Literal["bearer", "api-key"] = "bearer"
+    api_version: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    accepts: frozenset[str] = frozenset({"text", "tools", "json_schema"})
+    context: int | None = None
+    price: Price = Price()
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Something a user may want: a name, a description in plain language, examples, and backend names in order.
+
+    `threshold` is the least probability with which the route may be chosen; below it the request goes to `other`.
+    """
+
+    name: str
+    description: str = ""
+    examples: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class RouteTable:
+    """The routes of one gateway or one request with their backends.
+
+    Raises:
+        ConfigError: names that clash or refer to nothing; all problems at once.
+    """
+
+    routes: tuple[Route, ...]
+    backends: Mapping[str, Backend] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        errors = [problem for problem in find_problems(self.routes, self.backends.values()) if not problem.warning]
+        errors += [
+            Problem("backends", f"backend {backend.name!r} is there under the name {name!r}", "Use its own name")
+            for name, backend in self.backends.items()
+            if name != backend.name
+        ]
+        if errors:
+            raise ConfigError(errors)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Route]:
+        """Each route under its name."""
+        return {route.name: route for route in self.routes}
+
+    @cached_property
+    def described(self) -> tuple[Route, ...]:
+        """The routes that a classifier chooses among: all but `other`."""
+        return tuple(route for route in self.routes if route.name != OTHER)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that are equal exactly for tables that look the same to a classifier (backends left out)."""
+        parts = [(route.name, route.description, route.examples) for route in self.routes]
+        return blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def backends_of(self, route: str) -> tuple[Backend, ...]:
+        """The backends of a route in the order to try; none for a route that is not in the table."""
+        found = self.by_name.get(route)
+        return tuple(self.backends[name] for name in found.backends) if found else ()
+
+
+def find_problems(routes: Sequence[Route], backends: Iterable[Backend]) -> list[Problem]:
+    """Everything that is wrong between these routes and backends; paths are those of the configuration file."""
+    backends = list(backends)
+    problems = [
+        *_name_problems("routes", [route.name for route in routes]),
+        *_name_problems("backends", [backend.name for backend in backends]),
+    ]
+    known = {backend.name for backend in backends}
+    for index, route in enumerate(routes):
+        path = f"routes[{index}]"
+        if not route.description.strip() and route.name != OTHER:
+            problems.append(
+                Problem(
+                    f"{path}.description",
+                    f"route {route.name!r} has no description: only its name is read",
+                    "Say in a sentence what the user wants when this route fits",
+                    warning=True,
+                )
+            )
+        if backends and not route.backends:
+            problems.append(
+                Problem(
+                    f"{path}.backends",
+                    f"route {route.name!r} has no backend",
+                    f"Name one or more of: {', '.join(sorted(known))}",
+                )
+            )
+        for place, name in enumerate(route.backends):
+            if name not in known:
+                problems.append(
+                    Problem(
+                        f"{path}.backends[{place}]",
+                        f"there is no backend {name!r}",
+                        f"Use one of: {', '.join(sorted(known)) or 'none is defined'}",
+                    )
+                )
+    both = {route.name for route in routes} & known
+    problems += [
+        Problem("routes", f"{name!r} names a route and a backend", "As a model name it means the route", warning=True)
+        for name in sorted(both)
+    ]
+    return problems
+
+
+def _name_problems(kind: str, names: Sequence[str]) -> Iterable[Problem]:
+    counts = Counter(names)
+    for index, name in enumerate(names):
+        path = f"{kind}[{index}].name"
+        if not name or len(name) > 200 or not name.isprintable() or name != name.strip():
+            yield Problem(
+                path, f"{name[:80]!r} cannot be a name", "Use 1 to 200 printable characters without spaces around them"
+            )
+        elif name == AUTO:
+            yield Problem(path, f"{AUTO!r} is reserved: as a model name it asks for a decision", "Use another name")
+        elif counts[name] > 1 and names.index(name) != index:
+            yield Problem(path, f"{name!r} is there twice", "Give each its own name")
