@@ -1,0 +1,108 @@
+"""The choice: constraints, a verdict and a route table in, one decision out. Pure; no I/O, no clock, no state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fingerpost.chat import Needs
+from fingerpost.errors import NothingFits, UnknownModel
+from fingerpost.records import Constraint, Decision, Verdict
+from fingerpost.routes import AUTO, OTHER, Backend, RouteTable
+
+OPT_IN_FEATURES = frozenset({"video", "file"})
+"""Features that few configurations state: they strike a backend out only where another one says that it accepts them."""
+
+
+def choose(table: RouteTable, needs: Needs, verdict: Verdict | None, why_no_verdict: str = "") -> Decision:
+    """The decision for a request that asks for one (`model: auto`).
+
+    The most probable route wins where it reaches its threshold; else, and without a verdict, `other`. When constraints
+    strike out all backends of that route, the next best route's backends serve it, and the reason says so.
+
+    Raises:
+        NothingFits: no backend of any route can serve the request.
+    """
+    route, reason = _believed(table, verdict, why_no_verdict)
+    constraints = find_constraints(table, needs)
+    struck = {constraint.backend for constraint in constraints}
+    order = sorted(table.routes, key=lambda r: -verdict.probabilities.get(r.name, 0.0)) if verdict else table.routes
+    backends = _left(table, route, struck)
+    if table.backends and not backends:
+        lenders = ((lender.name, _left(table, lender.name, struck)) for lender in order)
+        lender, backends = next((pair for pair in lenders if pair[1]), ("", ()))
+        if not backends:
+            raise _nothing_fits(constraints)
+        reason += f"; no backend of {route} can serve it ({_explain(constraints, table, route)}), {lender}'s can"
+    return Decision(
+        route=route,
+        backends=backends,
+        reason=reason,
+        source=verdict.source if verdict else "default",
+        confidence=verdict.probabilities.get(route, 0.0) if verdict else None,
+        verdict=verdict,
+        constraints=constraints,
+    )
+
+
+def obey(table: RouteTable, needs: Needs, model: str) -> Decision:
+    """The decision for a request that names a route or a backend: that one and no other.
+
+    Raises:
+        UnknownModel: `model` is the name of neither.
+        NothingFits: it is, but constraints strike out all that it stands for.
+    """
+    route: str | None = None
+    if model in table.by_name:
+        route, named, reason = model, table.backends_of(model), f"the request names the route {model}"
+    elif model in table.backends:
+        named, reason = (table.backends[model],), f"the request names the backend {model}"
+    else:
+        names = [AUTO, *table.by_name, *(name for name in table.backends if name not in table.by_name)]
+        raise UnknownModel(f"there is no model {model[:200]!r}; use one of: {', '.join(names)}", param="model")
+    constraints = find_constraints(table, needs, named)
+    struck = {constraint.backend for constraint in constraints}
+    backends = tuple(backend for backend in named if backend.name not in struck)
+    if named and not backends:
+        raise _nothing_fits(constraints)
+    return Decision(route, backends, reason, source="hint", constraints=constraints)
+
+
+def find_constraints(table: RouteTable, needs: Needs, among: Iterable[Backend] | None = None) -> tuple[Constraint, ...]:
+    """Which backends (of `among`, or of the whole table) cannot serve these needs, and why."""
+    stated = frozenset[str]().union(*(backend.accepts for backend in table.backends.values()))
+    wanted = {feature for feature in needs.features if feature not in OPT_IN_FEATURES or feature in stated}
+    found = []
+    for backend in table.backends.values() if among is None else among:
+        missing = sorted(wanted - backend.accepts)
+        if missing:
+            found.append(Constraint(backend.name, f"does not accept {', '.join(missing)}"))
+        elif backend.context is not None and needs.tokens > backend.context:
+            found.append(Constraint(backend.name, f"about {needs.tokens} tokens do not fit into {backend.context}"))
+    return tuple(found)
+
+
+def _believed(table: RouteTable, verdict: Verdict | None, why_not: str) -> tuple[str, str]:
+    if verdict is None:
+        return OTHER, f"{why_not or 'no verdict'}: the default route"
+    suffix = f" ({verdict.note})" if verdict.note else ""
+    route = verdict.route
+    threshold = table.by_name[route].threshold if route in table.by_name else 0.0
+    confidence = verdict.confidence
+    if confidence < threshold:
+        reason = f"{verdict.source} is only {confidence:.0%} sure of {route}, which asks for {threshold:.0%}"
+        return OTHER, reason + suffix
+    return route, f"{verdict.source} is {confidence:.0%} sure" + suffix
+
+
+def _left(table: RouteTable, route: str, struck: set[str]) -> tuple[Backend, ...]:
+    return tuple(backend for backend in table.backends_of(route) if backend.name not in struck)
+
+
+def _explain(constraints: Iterable[Constraint], table: RouteTable, route: str) -> str:
+    own = {backend.name for backend in table.backends_of(route)}
+    return "; ".join(f"{c.backend} {c.why}" for c in constraints if c.backend in own) or "it has none"
+
+
+def _nothing_fits(constraints: Iterable[Constraint]) -> NothingFits:
+    reasons = "; ".join(f"{constraint.backend} {constraint.why}" for constraint in constraints)
+    return NothingFits(f"no backend can serve this request: {reasons}", param="messages")

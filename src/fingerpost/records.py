@@ -1,0 +1,179 @@
+"""What was believed, decided, tried and told: frozen values, each with `to_json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fingerpost.routes import OTHER, Backend
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a classifier believes about the routes.
+
+    `probabilities` maps route names, `other` among them, to numbers from 0 to 1 that sum to about 1; `elapsed` is in
+    seconds; `note` says what limits the verdict, such as a conversation that had to be cut.
+    """
+
+    probabilities: Mapping[str, float]
+    source: str
+    elapsed: float = 0.0
+    note: str = ""
+
+    @property
+    def route(self) -> str:
+        """The most probable route; `other` when there is nothing to choose from."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name], default=OTHER)
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the most probable route."""
+        return max(self.probabilities.values(), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON values, the most probable route first."""
+        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        return {
+            "route": self.route,
+            "confidence": round(self.confidence, 4),
+            "probabilities": {name: round(value, 4) for name, value in ranked},
+            "source": self.source,
+            "ms": round(self.elapsed * 1e3, 3),
+            **({"note": self.note} if self.note else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Why a backend cannot serve a request."""
+
+    backend: str
+    why: str
+
+    def to_json(self) -> dict[str, str]:
+        """The constraint as JSON values."""
+        return {"backend": self.backend, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One route, its backends in the order to try, and why.
+
+    `route` is None when the request named a backend; `elapsed` is the time it took to decide, in seconds.
+    """
+
+    route: str | None
+    backends: tuple[Backend, ...]
+    reason: str
+    source: str
+    confidence: float | None = None
+    verdict: Verdict | None = None
+    constraints: tuple[Constraint, ...] = ()
+    elapsed: float = 0.0
+    cached: bool = False
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend to try first; None in a table of routes without backends."""
+        return self.backends[0] if self.backends else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The decision as JSON values: what `/v1/route` answers."""
+        verdict = self.verdict.to_json() if self.verdict else {"probabilities": {}}
+        return {
+            "route": self.route,
+            "backend": self.backend.name if self.backend else None,
+            "model": self.backend.model if self.backend else None,
+            "backends": [backend.name for backend in self.backends],
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
+            "probabilities": verdict["probabilities"],
+            "source": self.source,
+            "reason": self.reason,
+            "constraints": [constraint.to_json() for constraint in self.constraints],
+            "cached": self.cached,
+            "ms": round(self.elapsed * 1e3, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to one backend and how it went: an HTTP status, or why there is none. `elapsed` is in seconds."""
+
+    backend: str
+    status: int | None
+    error: str = ""
+    elapsed: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The attempt as JSON values."""
+        return {"backend": self.backend, "status": self.status, "error": self.error, "ms": round(self.elapsed * 1e3, 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a backend says it used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+Outcome = Literal["completed", "rejected", "failed", "cut", "client_gone"]
+"""completed: the whole reply went out. rejected: the request could not be served as asked (4xx of our own). failed: no
+backend answered. cut: a backend broke off after its first byte. client_gone: the client left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key."""
+
+    request_id: str
+    outcome: Outcome
+    status: int
+    stream: bool
+    elapsed: float
+    decision: Decision | None = None
+    attempts: tuple[Attempt, ...] = ()
+    first_byte: float | None = None
+    sent_bytes: int = 0
+    usage: Usage | None = None
+    error: str = ""
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend whose reply went to the client."""
+        if self.decision is None or not self.attempts or self.attempts[-1].error:
+            return None
+        return next((b for b in self.decision.backends if b.name == self.attempts[-1].backend), None)
+
+    @property
+    def cost(self) -> float | None:
+        """What the tokens cost in USD; None when the backend did not say how many there were."""
+        if self.usage is None or self.backend is None:
+            return None
+        return self.backend.price.cost(self.usage.input_tokens, self.usage.output_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """The exchange as JSON values: one line of the log."""
+        decision = self.decision
+        return {
+            "request_id": self.request_id,
+            "outcome": self.outcome,
+            "status": self.status,
+            "stream": self.stream,
+            "route": decision.route if decision else None,
+            "backend": self.backend.name if self.backend else None,
+            "confidence": None if decision is None or decision.confidence is None else round(decision.confidence, 4),
+            "source": decision.source if decision else None,
+            "reason": decision.reason if decision else None,
+            "decision_ms": round(decision.elapsed * 1e3, 3) if decision else None,
+            "attempts": [attempt.to_json() for attempt in self.attempts],
+            "first_byte_ms": None if self.first_byte is None else round(self.first_byte * 1e3, 1),
+            "ms": round(self.elapsed * 1e3, 1),
+            "bytes": self.sent_bytes,
+            "input_tokens": self.usage.input_tokens if self.usage else None,
+            "output_tokens": self.usage.output_tokens if self.usage else None,
+            "cost_usd": self.cost,
+            "error": self.error,
+        }

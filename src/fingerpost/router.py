@@ -1,0 +1,210 @@
+"""The decision for a request: hint, cache, classifier under its deadline, policy. A broken classifier never fails it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from fingerpost import policy
+from fingerpost.chat import ChatRequest, Conversation, RequestedRoute
+from fingerpost.classifiers import Classifier
+from fingerpost.errors import ClassifierError, ConfigError, InvalidRequest
+from fingerpost.records import Decision, Verdict
+from fingerpost.routes import AUTO, OTHER, Route, RouteTable
+
+MAX_REQUESTED_ROUTES = 500
+"""Routes that one request may bring along; embedding them is the most work that a single request can ask for."""
+
+Value = TypeVar("Value")
+
+
+class Router:
+    """Decides where requests go.
+
+    `cache_size` bounds the remembered verdicts (0: remember none); `keyed_metadata` names the metadata that rules look at,
+    so that conversations which differ in it are told apart.
+    """
+
+    def __init__(
+        self,
+        table: RouteTable,
+        classifier: Classifier,
+        *,
+        cache_size: int = 10_000,
+        keyed_metadata: Sequence[str] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if OTHER not in table.by_name:
+            table = RouteTable((*table.routes, Route(OTHER)), table.backends)
+        self.table = table
+        self.classifier = classifier
+        self._keyed_metadata = tuple(keyed_metadata)
+        self._verdicts: _Cache[Verdict] = _Cache(cache_size)
+        self._tables: _Cache[RouteTable] = _Cache(min(cache_size, 256))
+        self._clock = clock
+        self._thread: _LoopThread | None = None
+        self._starting = threading.Lock()
+
+    async def prepare(self) -> None:
+        """Gets the classifier ready for this router's routes, so that the first request does not wait for it."""
+        await self.classifier.prepare(self.table)
+
+    async def decide(self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str) -> Decision:
+        """The decision for a request: a ChatRequest, a chat body, a list of messages, or one user message as text.
+
+        Raises:
+            InvalidRequest: the request, or a route that it brings along, has the wrong shape.
+            UnknownModel: it names a model that is neither a route nor a backend.
+            NothingFits: constraints leave no backend that could serve it.
+        """
+        start = self._clock()
+        request = _as_request(request)
+        table = self.table if request.routes is None else self._table_of(request.routes)
+        if request.model == AUTO:
+            verdict, why_not, cached = await self._verdict(request, table)
+            decision = policy.choose(table, request.needs, verdict, why_not)
+        else:
+            decision, cached = policy.obey(table, request.needs, request.model), False
+        return replace(decision, elapsed=self._clock() - start, cached=cached)
+
+    def decide_sync(self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str) -> Decision:
+        """`decide` for code without an event loop; works beside a running one too (a notebook's, for example)."""
+        with self._starting:
+            thread = self._thread = self._thread or _LoopThread()
+        return thread.run(self.decide(request))
+
+    async def aclose(self) -> None:
+        """Closes the classifier."""
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
+            thread.close(self.classifier.aclose())  # what it opened in that thread's loop, it can only close there
+        await self.classifier.aclose()
+
+    async def _verdict(self, request: ChatRequest, table: RouteTable) -> tuple[Verdict | None, str, bool]:
+        """The verdict or why there is none, and whether it was remembered."""
+        conversation = request.conversation
+        seen = tuple(conversation.metadata.get(key) for key in self._keyed_metadata)
+        key = (conversation.digest, table.digest, bool(conversation.tools), seen)
+        remembered = self._verdicts.get(key)
+        if remembered is not None:
+            return remembered, "", True
+        start = self._clock()
+        verdict, why_not = await self._ask(conversation, table)
+        if verdict is None:
+            return None, f"{self.classifier.name} {why_not}", False
+        verdict = replace(verdict, elapsed=self._clock() - start)
+        self._verdicts.put(key, verdict)
+        return verdict, "", False
+
+    async def _ask(self, conversation: Conversation, table: RouteTable) -> tuple[Verdict | None, str]:
+        """The classifier's verdict, or why there is none. Any plugin may stand there, and a broken one fails no request."""
+        deadline = self.classifier.deadline
+        late = asyncio.timeout(deadline)
+        try:
+            async with late:
+                verdict = await self.classifier.classify(conversation, table)
+            if verdict is None:
+                return None, "has no opinion"
+            return (verdict, "") if _is_sound(verdict, table) else (None, "gave no sound verdict about the routes asked")
+        except ClassifierError as error:
+            return None, f"gave no verdict ({error.message})"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return None, "gave no verdict (something in it was cancelled)"
+        except Exception as error:
+            return None, f"gave no verdict {f'within {deadline:g} s' if late.expired() else f'({type(error).__name__})'}"
+
+    def _table_of(self, requested: tuple[RequestedRoute, ...]) -> RouteTable:
+        table = self._tables.get(requested)
+        if table is None:
+            table = _build_table(requested, self.table)
+            self._tables.put(requested, table)
+        return table
+
+
+def _as_request(request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str) -> ChatRequest:
+    if isinstance(request, ChatRequest):
+        return request
+    if isinstance(request, Mapping) or hasattr(request, "model_dump"):
+        return ChatRequest.parse(request)  # type: ignore[arg-type]
+    return ChatRequest.from_messages(request)
+
+
+def _build_table(requested: tuple[RequestedRoute, ...], configured: RouteTable) -> RouteTable:
+    """A table of the routes that a request brought; one without backends gets those of its configured namesake or `other`."""
+    if len(requested) > MAX_REQUESTED_ROUTES:
+        raise InvalidRequest(f"fingerpost.routes: more than {MAX_REQUESTED_ROUTES} routes", param="fingerpost.routes")
+    default = configured.by_name[OTHER].backends
+    routes = []
+    for route in requested:
+        known = configured.by_name.get(route.name)
+        backends = route.backends or (known.backends if known else default)
+        routes.append(Route(route.name, route.description, route.examples, backends))
+    if all(route.name != OTHER for route in routes):
+        routes.append(Route(OTHER, backends=default))
+    try:
+        return RouteTable(tuple(routes), configured.backends)
+    except ConfigError as error:
+        problem = error.problems[0]
+        path = f"fingerpost.{problem.path}"
+        raise InvalidRequest(f"{path}: {problem.what}. {problem.fix}", param=path) from None
+
+
+def _is_sound(verdict: Verdict, table: RouteTable) -> bool:
+    believed = verdict.probabilities
+    names_known = all(name in table.by_name or name == OTHER for name in believed)
+    return bool(believed) and names_known and all(-1e-3 < p < 1 + 1e-3 for p in believed.values())
+
+
+class _Cache(Generic[Value]):
+    """The most recently used `size` values; one is shared by the threads of `decide` and `decide_sync`."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> Value | None:
+        with self._lock:
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            return value
+
+    def put(self, key: Hashable, value: Value) -> None:
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+
+
+class _LoopThread:
+    """An event loop in a daemon thread, for synchronous callers."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="fingerpost-sync", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Value]) -> Value:
+        future: Future[Value] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return future.result()
+
+    def close(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            self.run(work)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def _serve(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()

@@ -1,0 +1,76 @@
+"""Who carries: one Upstream for each backend takes a Call there and brings the Reply back byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fingerpost.routes import Backend
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Header fields in order, names in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request on its way to a backend: the JSON body and those client headers that may pass."""
+
+    backend: Backend
+    body: bytes
+    headers: Headers = ()
+    path: str = "/chat/completions"
+
+
+async def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A backend's answer: status, headers and body chunks as they arrive.
+
+    Iterating `chunks` raises UpstreamError when the backend breaks off. `close` gives the connection back, or cuts it when
+    the body was not read to its end; call it always.
+    """
+
+    status: int
+    headers: Headers
+    chunks: AsyncIterator[bytes]
+    close: Callable[[], Awaitable[None]] = field(default=_nothing)
+
+    def header(self, name: bytes) -> bytes:
+        """The value of the first header of that (lower-case) name; empty when there is none."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+    async def read(self, limit: int) -> bytes:
+        """The body whole, at most `limit` bytes of it; closes the reply."""
+        parts, size = [], 0
+        try:
+            async for chunk in self.chunks:
+                parts.append(chunk)
+                size += len(chunk)
+                if size >= limit:
+                    break
+        finally:
+            await self.close()
+        return b"".join(parts)[:limit]
+
+
+class Upstream(Protocol):
+    """Carries calls to one backend."""
+
+    async def send(self, call: Call) -> Reply:
+        """The backend's reply, whatever its status, as soon as its headers are there.
+
+        Raises:
+            UpstreamError: no connection, or it broke before the headers came.
+            UpstreamTimeout: it took too long to connect or to answer.
+        """
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+
+
+Upstreams = Mapping[str, Upstream]
+"""Upstreams by the name of their backend."""
