@@ -1,0 +1,252 @@
+"""What may be written in fingerpost.yaml: one class for each section, every key with its description."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+
+from fingerpost.chat import Feature
+from fingerpost.routes import Backend, Price, Route, Timeouts
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes `yes` for the number 1."""
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and wanted in (int, float, int | None, float | None):
+            raise ValueError("this should be a number, not true or false")
+        return value
+
+
+def base_url(url: str) -> str:
+    """`url` without a slash at its end, if it can be the base of an API."""
+    if not re.match(r"https?://[^\s/?#]+", url) or re.search(r"[\s?#]", url):
+        raise ValueError("not an http or https base URL without query; write one such as https://api.openai.com/v1")
+    return url.rstrip("/")
+
+
+def one_line(value: str) -> str:
+    """`value`, if it can be sent in a header."""
+    if not value.isprintable():
+        raise ValueError("holds a line break or another control character; check the variable that it comes from")
+    return value
+
+
+class PriceConfig(Section):
+    """USD per million tokens."""
+
+    input: float = Field(0.0, ge=0, description="USD per million input tokens.")
+    output: float = Field(0.0, ge=0, description="USD per million output tokens.")
+
+
+class TimeoutsConfig(Section):
+    """Seconds that a backend may take."""
+
+    connect: float = Field(5.0, gt=0, description="Seconds to connect.")
+    read: float = Field(120.0, gt=0, description="Seconds between two reads, the wait for the first byte included.")
+    total: float = Field(600.0, gt=0, description="Seconds for a whole call.")
+
+
+class BackendConfig(Section):
+    """A model behind an OpenAI-compatible URL."""
+
+    name: str = Field(description="Its name in routes, headers, logs and metrics, and as a model name for clients.")
+    model: str = Field(description="The model name sent upstream.")
+    url: str = Field(description="The OpenAI-compatible base URL, such as https://api.openai.com/v1.")
+    key: str | None = Field(None, repr=False, description="The API key; usually ${NAME}. Leave out for a server without one.")
+    auth: Literal["bearer", "api-key"] = Field("bearer", description="How the key is sent; Azure OpenAI wants api-key.")
+    api_version: str | None = Field(None, description="Azure OpenAI's api-version query parameter.")
+    headers: dict[str, str] = Field({}, repr=False, description="More headers to send to this backend.")
+    accepts: list[Feature] = Field(
+        ["text", "tools", "json_schema"], description="What it can serve: text, image, audio, video, file, tools, json_schema."
+    )
+    context: int | None = Field(None, gt=0, description="Its context window in tokens.")
+    price: PriceConfig = PriceConfig()
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        return base_url(url)
+
+    @field_validator("key", "model", "api_version")
+    @classmethod
+    def _is_one_line(cls, value: str | None) -> str | None:
+        return one_line(value) if value else value
+
+    @field_validator("headers")
+    @classmethod
+    def _are_one_line(cls, headers: dict[str, str]) -> dict[str, str]:
+        return {one_line(name): one_line(value) for name, value in headers.items()}
+
+
+class RouteConfig(Section):
+    """Something a user may want."""
+
+    name: str = Field(description="Its name in decisions, headers, logs and metrics, and as a model name for clients.")
+    description: str = Field("", description="What the user wants when this route fits, in a sentence.")
+    examples: list[str] = Field([], description="Requests that belong here.")
+    backends: list[str] = Field([], description="Backend names in the order to try.")
+    threshold: float = Field(0.0, ge=0, le=1, description="The least confidence with which it may be chosen.")
+
+
+class RuleConfig(Section):
+    """A route that is right whenever all stated conditions hold."""
+
+    route: str = Field(description="The route to take.")
+    image: bool | None = Field(None, description="The user's latest turn carries an image (true) or none (false).")
+    keywords: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="One of these words or phrases is in the user's latest text, whatever the case."
+    )
+    longer_than: int | None = Field(None, ge=0, description="The user's latest text has more characters than this.")
+    tools: bool | None = Field(None, description="The request offers tools (true) or none (false).")
+    metadata: dict[str, str] = Field({}, description="The request's metadata has these values.")
+
+
+class EmbeddedConfig(Section):
+    """The built-in classifier."""
+
+    use: Literal["embedded"]
+    threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
+
+
+class ArchConfig(Section):
+    """An Arch-Router model behind an OpenAI-compatible server."""
+
+    use: Literal["arch"]
+    url: str = Field(description="The server's OpenAI-compatible base URL, such as http://localhost:8011/v1.")
+    model: str = Field("katanemo/Arch-Router-1.5B", description="The model name sent upstream.")
+    key: str | None = Field(None, repr=False, description="The API key, where the server wants one.")
+    deadline: float | None = Field(0.25, gt=0, description="Seconds to wait for its verdict.")
+    budget: int = Field(2048, ge=64, description="Tokens (estimated) that the conversation may take in its prompt.")
+    threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        return base_url(url)
+
+    @field_validator("key", "model")
+    @classmethod
+    def _is_one_line(cls, value: str | None) -> str | None:
+        return one_line(value) if value else value
+
+
+class RulesConfig(Section):
+    """Rules as a classifier of their own."""
+
+    use: Literal["rules"]
+    rules: list[RuleConfig] = Field(description="First match wins.")
+    threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
+
+
+class FixedConfig(Section):
+    """Always the same route."""
+
+    use: Literal["fixed"]
+    route: str = Field(description="The route to believe in.")
+    confidence: float = Field(1.0, ge=0, le=1, description="How firmly.")
+    threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
+
+
+class ImportedConfig(Section):
+    """A classifier of your own."""
+
+    use: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="The classifier's name, or my.module:build, called with options."
+    )
+    options: dict[str, Any] = Field({}, repr=False, description="Keyword arguments for build.")
+    threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
+
+
+class ChainConfig(Section):
+    """Classifiers asked in order until one reaches its threshold."""
+
+    use: Literal["chain"]
+    of: list[_Classifier] = Field(min_length=1, description="The classifiers in the order to ask.")
+    threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
+
+
+BY_USE: Mapping[str, type[Section]] = {
+    "embedded": EmbeddedConfig, "arch": ArchConfig, "rules": RulesConfig, "fixed": FixedConfig, "chain": ChainConfig,
+}  # fmt: skip
+
+
+def spelled_out(value: Any) -> Any:
+    """`embedded` is short for `{use: embedded}`."""
+    return {"use": value} if isinstance(value, str) else value
+
+
+def kind_of(value: Any) -> str:
+    use = value.get("use") if isinstance(value, Mapping) else getattr(value, "use", None)
+    return use if isinstance(use, str) and use in BY_USE else "imported"
+
+
+ClassifierConfig = EmbeddedConfig | ArchConfig | RulesConfig | FixedConfig | ChainConfig | ImportedConfig
+
+_Classifier = Annotated[
+    Annotated[EmbeddedConfig, Tag("embedded")]
+    | Annotated[ArchConfig, Tag("arch")]
+    | Annotated[RulesConfig, Tag("rules")]
+    | Annotated[FixedConfig, Tag("fixed")]
+    | Annotated[ChainConfig, Tag("chain")]
+    | Annotated[ImportedConfig, Tag("imported")],
+    Discriminator(kind_of),
+    BeforeValidator(spelled_out),
+]
+
+
+ChainConfig.model_rebuild()
+
+
+class ServerConfig(Section):
+    """The HTTP server."""
+
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    max_body: int = Field(20_000_000, gt=0, description="The largest request body, in bytes.")
+    retries: int = Field(1, ge=0, le=10, description="How many more times the whole list of backends is tried.")
+    deadline: float = Field(600.0, gt=0, description="Seconds until the first byte of a reply, all attempts together.")
+    drain: float = Field(30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")
+    cache: int = Field(10_000, ge=0, description="Verdicts to remember; 0 remembers none.")
+
+
+class Config(Section):
+    """The whole of fingerpost.yaml."""
+
+    backends: list[BackendConfig] = Field(min_length=1, description="The models that requests can be carried to.")
+    routes: list[RouteConfig] = Field(min_length=1, description="What users may want; one must be named other.")
+    rules: list[RuleConfig] = Field([], description="Rules that come before the classifier; first match wins.")
+    classifier: _Classifier = Field(EmbeddedConfig(use="embedded"), description="Who reads the conversations.")
+    server: ServerConfig = ServerConfig()
+
+
+def to_backend(config: BackendConfig) -> Backend:
+    """The backend that a section describes."""
+    return Backend(
+        name=config.name,
+        model=config.model,
+        url=config.url,
+        key=config.key or None,
+        auth=config.auth,
+        api_version=config.api_version,
+        headers=dict(config.headers),
+        accepts=frozenset(config.accepts),
+        context=config.context,
+        price=Price(config.price.input, config.price.output),
+        timeouts=Timeouts(config.timeouts.connect, config.timeouts.read, config.timeouts.total),
+    )
+
+
+def to_route(config: RouteConfig) -> Route:
+    """The route that a section describes."""
+    return Route(config.name, config.description, tuple(config.examples), tuple(config.backends), config.threshold)
