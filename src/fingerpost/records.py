@@ -14,13 +14,15 @@ class Verdict:
     """What a classifier believes about the routes.
 
     `probabilities` maps route names, `other` among them, to numbers from 0 to 1 that sum to about 1; `elapsed` is in
-    seconds; `note` says what limits the verdict, such as a conversation that had to be cut.
+    seconds; `note` says what limits the verdict, such as a conversation that had to be cut. A `provisional` one was given
+    while a source that should have been asked was out of reach; it holds for this request and is not remembered.
     """
 
     probabilities: Mapping[str, float]
     source: str
     elapsed: float = 0.0
     note: str = ""
+    provisional: bool = False
 
     @property
     def route(self) -> str:

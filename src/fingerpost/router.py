@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from fingerpost import policy
-from fingerpost.chat import ChatRequest, Conversation, RequestedRoute
-from fingerpost.classifiers import Classifier
-from fingerpost.errors import ClassifierError, ConfigError, InvalidRequest
+from fingerpost.chat import ChatRequest, RequestedRoute
+from fingerpost.classifiers import Classifier, ask
+from fingerpost.errors import ConfigError, InvalidRequest
 from fingerpost.records import Decision, Verdict
 from fingerpost.routes import AUTO, OTHER, Route, RouteTable
 
@@ -95,32 +95,13 @@ class Router:
         if remembered is not None:
             return remembered, "", True
         start = self._clock()
-        verdict, why_not = await self._ask(conversation, table)
+        verdict, failure = await ask(self.classifier, conversation, table)
         if verdict is None:
-            return None, f"{self.classifier.name} {why_not}", False
+            return None, failure or f"{self.classifier.name} has no opinion", False
         verdict = replace(verdict, elapsed=self._clock() - start)
-        self._verdicts.put(key, verdict)
+        if not verdict.provisional:
+            self._verdicts.put(key, verdict)
         return verdict, "", False
-
-    async def _ask(self, conversation: Conversation, table: RouteTable) -> tuple[Verdict | None, str]:
-        """The classifier's verdict, or why there is none. Any plugin may stand there, and a broken one fails no request."""
-        deadline = self.classifier.deadline
-        late = asyncio.timeout(deadline)
-        try:
-            async with late:
-                verdict = await self.classifier.classify(conversation, table)
-            if verdict is None:
-                return None, "has no opinion"
-            return (verdict, "") if _is_sound(verdict, table) else (None, "gave no sound verdict about the routes asked")
-        except ClassifierError as error:
-            return None, f"gave no verdict ({error.message})"
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return None, "gave no verdict (something in it was cancelled)"
-        except Exception as error:
-            return None, f"gave no verdict {f'within {deadline:g} s' if late.expired() else f'({type(error).__name__})'}"
 
     def _table_of(self, requested: tuple[RequestedRoute, ...]) -> RouteTable:
         table = self._tables.get(requested)
@@ -156,12 +137,6 @@ def _build_table(requested: tuple[RequestedRoute, ...], configured: RouteTable) 
         problem = error.problems[0]
         path = f"fingerpost.{problem.path}"
         raise InvalidRequest(f"{path}: {problem.what}. {problem.fix}", param=path) from None
-
-
-def _is_sound(verdict: Verdict, table: RouteTable) -> bool:
-    believed = verdict.probabilities
-    names_known = all(name in table.by_name or name == OTHER for name in believed)
-    return bool(believed) and names_known and all(-1e-3 < p < 1 + 1e-3 for p in believed.values())
 
 
 class _Cache(Generic[Value]):

@@ -120,45 +120,31 @@ class RouteTable:
 def find_problems(routes: Sequence[Route], backends: Iterable[Backend]) -> list[Problem]:
     """Everything that is wrong between these routes and backends; paths are those of the configuration file."""
     backends = list(backends)
+    known = sorted({backend.name for backend in backends})
     problems = [
         *_name_problems("routes", [route.name for route in routes]),
         *_name_problems("backends", [backend.name for backend in backends]),
     ]
-    known = {backend.name for backend in backends}
     for index, route in enumerate(routes):
-        path = f"routes[{index}]"
-        if not route.description.strip() and route.name != OTHER:
-            problems.append(
-                Problem(
-                    f"{path}.description",
-                    f"route {route.name!r} has no description: only its name is read",
-                    "Say in a sentence what the user wants when this route fits",
-                    warning=True,
-                )
-            )
-        if backends and not route.backends:
-            problems.append(
-                Problem(
-                    f"{path}.backends",
-                    f"route {route.name!r} has no backend",
-                    f"Name one or more of: {', '.join(sorted(known))}",
-                )
-            )
-        for place, name in enumerate(route.backends):
-            if name not in known:
-                problems.append(
-                    Problem(
-                        f"{path}.backends[{place}]",
-                        f"there is no backend {name!r}",
-                        f"Use one of: {', '.join(sorted(known)) or 'none is defined'}",
-                    )
-                )
-    both = {route.name for route in routes} & known
-    problems += [
-        Problem("routes", f"{name!r} names a route and a backend", "As a model name it means the route", warning=True)
-        for name in sorted(both)
-    ]
+        problems += _route_problems(route, f"routes[{index}]", known)
+    for name in sorted({route.name for route in routes} & set(known)):
+        what = f"{name!r} names a route and a backend"
+        problems.append(Problem("routes", what, "As a model name it means the route", warning=True))
     return problems
+
+
+def _route_problems(route: Route, path: str, known: Sequence[str]) -> Iterable[Problem]:
+    if not route.description.strip() and route.name != OTHER:
+        what = f"route {route.name!r} has no description: only its name is read"
+        fix = "Say in a sentence what the user wants when this route fits"
+        yield Problem(f"{path}.description", what, fix, warning=True)
+    if known and not route.backends:
+        what = f"route {route.name!r} has no backend"
+        yield Problem(f"{path}.backends", what, f"Name one or more of: {', '.join(known)}")
+    for place, name in enumerate(route.backends):
+        if name not in known:
+            fix = f"Use one of: {', '.join(known) or 'none is defined'}"
+            yield Problem(f"{path}.backends[{place}]", f"there is no backend {name!r}", fix)
 
 
 def _name_problems(kind: str, names: Sequence[str]) -> Iterable[Problem]:

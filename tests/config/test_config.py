@@ -220,6 +220,14 @@ def test_deciding_alone_still_needs_what_must_be_understood(write):
     assert "URL is not set" in problem.what
 
 
+def test_deciding_alone_needs_what_its_classifier_needs(write):
+    text = GOOD + "classifier: {use: arch, url: 'http://a/v1', key: '${ARCH_KEY}'}\n"
+
+    (problem,) = problems_of(write(text), {}, deciding_only=True)
+
+    assert problem.path == "classifier.key"
+
+
 def test_a_date_like_api_version_needs_no_quotes(write):
     loaded = load(write(GOOD.replace("    accepts", "    auth: api-key\n    api_version: 2024-10-21\n    accepts")), ENVIRON)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fingerpost.chat import Conversation
-from fingerpost.classifiers import Classifier
+from fingerpost.classifiers import Classifier, ask
 from fingerpost.errors import ClassifierError
 from fingerpost.records import Verdict
 from fingerpost.routes import RouteTable
@@ -44,25 +43,18 @@ class Chain:
         last: Verdict | None = None
         failures: list[str] = []
         for link in self.links:
-            try:
-                async with asyncio.timeout(link.classifier.deadline):
-                    verdict = await link.classifier.classify(conversation, table)
-            except TimeoutError:
-                failures.append(f"{link.classifier.name} was late")
-                continue
-            except ClassifierError as error:
-                failures.append(error.message)
-                continue
-            if verdict is None:
-                continue
-            last = verdict
-            if verdict.confidence >= link.threshold:
-                break
+            verdict, failure = await ask(link.classifier, conversation, table)
+            if failure:
+                failures.append(failure)
+            if verdict is not None:
+                last = verdict
+                if verdict.confidence >= link.threshold:
+                    break
         if last is None and failures:
             raise ClassifierError("; ".join(failures))
         if last is not None and failures:
             note = "; ".join([*failures, last.note] if last.note else failures)
-            return Verdict(last.probabilities, last.source, last.elapsed, note)
+            return replace(last, note=note, provisional=True)
         return last
 
     async def aclose(self) -> None:

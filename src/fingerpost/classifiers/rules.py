@@ -11,6 +11,10 @@ from fingerpost.chat import Conversation
 from fingerpost.records import Verdict
 from fingerpost.routes import RouteTable
 
+_LETTER = r"[^\W\u0590-\u1dff\u2000-\U0010ffff]"
+"""A letter or digit of a script that sets words apart and adds no endings without a mark: Latin, Greek, Cyrillic. In others,
+such as Chinese or Korean, a keyword may stand anywhere."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -41,8 +45,14 @@ class Rule:
 
     @cached_property
     def _keyword(self) -> re.Pattern[str]:
-        words = "|".join(re.escape(keyword) for keyword in self.keywords)
-        return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+        return re.compile("|".join(map(_whole, self.keywords)), re.IGNORECASE)
+
+
+def _whole(keyword: str) -> str:
+    """A pattern for a keyword that is not part of a longer word."""
+    before = f"(?<!{_LETTER})" if re.match(_LETTER, keyword) else ""
+    after = f"(?!{_LETTER})" if re.search(rf"{_LETTER}\Z", keyword) else ""
+    return f"{before}{re.escape(keyword)}{after}"
 
 
 class Rules:

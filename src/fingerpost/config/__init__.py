@@ -29,7 +29,7 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None, *, deciding
     """The configuration in a YAML file, with `${NAME}` and `${NAME:-default}` replaced from the environment.
 
     With `deciding_only`, a variable that is not set is no problem where any text will do, as for a backend's key: what only
-    decides carries nothing there.
+    decides carries nothing there. A classifier is asked all the same, so what it needs must be set.
 
     Raises:
         ConfigError: everything that is wrong with it.
@@ -40,7 +40,7 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None, *, deciding
     unset_at, wrong_at = ({problem.path for problem in problems} for problems in (unset, misshapen))
     problems = [
         *source.problems,
-        *(problem for problem in unset if not deciding_only or problem.path in wrong_at),
+        *(p for p in unset if not deciding_only or p.path in wrong_at or p.path.startswith("classifier")),
         *(problem for problem in misshapen if problem.path not in unset_at),
         *(problem for problem in cross_check(data) if problem.path not in wrong_at or problem.warning),
     ]

@@ -79,8 +79,8 @@ class Arch:
 
     async def _ask(self, prompt: str, names: list[str]) -> dict[str, Any]:
         answers = [answer_for(name) for name in names]
+        constraint = self._constraint
         while True:
-            constraint = self._constraint
             body = {
                 "model": self._backend.model,
                 "messages": [{"role": "user", "content": prompt}],
@@ -94,8 +94,11 @@ class Arch:
             except UpstreamError as error:
                 raise ClassifierError(error.message) from None
             if reply.status in (400, 422) and constraint + 1 < len(CONSTRAINTS):
-                self._constraint = max(self._constraint, constraint + 1)
+                constraint += 1
                 continue
+            if reply.status == 200:
+                # Only now is it known that the constraint was what the server refused, and not, say, a prompt too long for it.
+                self._constraint = max(self._constraint, constraint)
             return _decoded(reply.status, content, self._backend.name)
 
 
@@ -120,6 +123,6 @@ def _decoded(status: int, content: bytes, name: str) -> dict[str, Any]:
         raise ClassifierError(f"{name} answered {status}")
     try:
         body = msgspec.json.decode(content, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ClassifierError(f"{name} did not answer with JSON") from None
     return body

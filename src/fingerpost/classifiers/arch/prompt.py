@@ -83,11 +83,13 @@ def content(message: Message) -> str:
 
 def head_and_tail(text: str, budget: int) -> str:
     """The beginning and the end of a text, together about `budget` tokens."""
-    keep = max(2, int(len(text) * budget / max(1, estimate_tokens(text)))) // 2
-    return f"{text[:keep]} [...] {text[-keep:]}"
+    # Counted in bytes, as the estimate is: the ends may be in another script than the middle.
+    keep = max(1, budget * (4 if text.isascii() else 3) // 2)
+    encoded = text.encode()
+    head, tail = (part.decode("utf-8", "ignore") for part in (encoded[:keep], encoded[-keep:]))
+    return f"{head} [...] {tail}"
 
 
 def _json(value: object) -> str:
     """JSON that keeps non-ASCII characters and in which no text can open or close the prompt's own tags."""
-    text = json.dumps(value, ensure_ascii=False)
-    return _TAG.sub(r"\\u003c", text)
+    return _TAG.sub(r"\\u003c", json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,1 @@
+"""Measuring a classifier on labelled conversations: `run` decides them, `metrics` counts, `report` prints."""
