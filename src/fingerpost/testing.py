@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -72,8 +73,8 @@ class FakeBackend:
         self.abandoned = 0
         self.port = port
         self._script: deque[FakeReply] = deque()
-        self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.Task[None]] = set()
+        self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
@@ -86,25 +87,33 @@ class FakeBackend:
 
     def __enter__(self) -> FakeBackend:
         started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="fake-backend", daemon=True)
+        # Bound here, so that a taken port is the caller's error and not a thread's.
+        listening = socket.create_server(("127.0.0.1", self.port))
+        self.port = listening.getsockname()[1]
+        serving = self._serve(listening, started)
+        self._thread = threading.Thread(target=asyncio.run, args=(serving,), name="fake-backend", daemon=True)
         self._thread.start()
         started.wait(10)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self.stop()
 
-    def _run(self, started: threading.Event) -> None:
-        self._loop.run_until_complete(self._serve(started))
-        self._loop.close()
+    def stop(self) -> None:
+        """Cuts all connections and refuses new ones; entering it again serves again on the same port."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            thread.join(10)
 
-    async def _serve(self, started: threading.Event) -> None:
-        self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, limit=1 << 26)
-        self.port = server.sockets[0].getsockname()[1]
+    async def _serve(self, listening: socket.socket, started: threading.Event) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._connected, sock=listening, limit=1 << 26)
         started.set()
         await self._stop.wait()
+        # A connection that has just come takes a few turns of the loop to get its task; without one nobody would close it.
+        for _ in range(10):
+            await asyncio.sleep(0)
         server.close()
         for task in self._open:
             task.cancel()
@@ -114,13 +123,14 @@ class FakeBackend:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
+        early: bytes | None = b""
         try:
-            while (request := await _read_request(reader)) is not None:
+            while early is not None:
+                request = await _read_request(early, reader)
                 self.requests.append(request)
                 reply = self._script.popleft() if self._script else self.default
                 reply = reply(request) if callable(reply) else reply
-                if not await self._answer(reply, request, reader, writer):
-                    return
+                early = await self._answer(reply, request, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -129,20 +139,23 @@ class FakeBackend:
 
     async def _answer(
         self, reply: FakeReply, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
-        """Sends the reply; returns whether the connection can serve another request."""
-        gone = asyncio.ensure_future(reader.read(1))
+    ) -> bytes | None:
+        """Sends the reply; returns what came of the next request meanwhile, or None when the connection is over."""
+        coming = asyncio.ensure_future(reader.read(1))
         sending = asyncio.ensure_future(self._send(reply, request, writer))
         try:
-            await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done() or (sending.done() and sending.exception()):
+            await asyncio.wait({coming, sending}, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done() and not coming.exception() and coming.result():
+                await asyncio.wait({sending})
+            if not sending.done() or sending.exception():
                 self.abandoned += 1
-                return False
-            return sending.result() and not gone.done()
+                return None
+            early = coming.result() if coming.done() and not coming.exception() else b""
+            return early if sending.result() else None
         finally:
-            for task in (gone, sending):
+            for task in (coming, sending):
                 task.cancel()
-            await asyncio.gather(gone, sending, return_exceptions=True)
+            await asyncio.gather(coming, sending, return_exceptions=True)
 
     async def _send(self, reply: FakeReply, request: Received, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(3600 if reply.hang else reply.delay)
@@ -160,24 +173,23 @@ class FakeBackend:
         writer.write(head.encode() + b"\r\n")
         await writer.drain()
         for number, chunk in enumerate(chunks):
+            if number:
+                await asyncio.sleep(reply.pause)
             if number == reply.cut_after:
                 return False
             writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if stream else chunk)
             await writer.drain()
-            await asyncio.sleep(reply.pause)
         if stream:
             writer.write(b"0\r\n\r\n")
             await writer.drain()
         return True
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Received | None:
-    head = await reader.readuntil(b"\r\n\r\n") if not reader.at_eof() else b""
-    if not head:
-        return None
+async def _read_request(early: bytes, reader: asyncio.StreamReader) -> Received:
+    head = early + await reader.readuntil(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     method, target, _ = first.split(" ", 2)
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    headers = {name.lower(): value.strip(" \t") for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
     return Received(method, target, headers, body)
 

@@ -31,7 +31,8 @@ class OpenAIUpstream:
 
     async def send(self, call: Call) -> Reply:
         """The backend's reply as soon as its headers are there; see `Upstream.send` for what it raises."""
-        headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers)
+        # aiohttp writes header values as UTF-8, so reading them as anything else would change them.
+        headers = CIMultiDict((name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in call.headers)
         headers.update(self._own_headers)
         try:
             response = await self._connected().post(
@@ -77,7 +78,7 @@ def as_upstream_error(name: str, error: BaseException) -> UpstreamError:
 
 
 def _own_headers(backend: Backend) -> dict[str, str]:
-    headers = {"content-type": "application/json", **backend.headers}
+    headers = {"content-type": "application/json"} | {name.lower(): value for name, value in backend.headers.items()}
     if backend.key:
         if backend.auth == "api-key":
             headers["api-key"] = backend.key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from fingerpost.records import Usage
@@ -10,9 +12,12 @@ MAX_BUFFERED = 1 << 20
 """Bytes of one event, or of one JSON body, beyond which usage is given up rather than memory spent on it."""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class _Counts(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
 
 
 class _Answer(msgspec.Struct):
@@ -63,7 +68,7 @@ class UsageReader:
     def _read(self, data: bytes) -> None:
         try:
             counts = _decode(data).usage
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
         if counts is not None:
             self.usage = Usage(counts.prompt_tokens, counts.completion_tokens)

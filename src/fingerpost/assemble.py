@@ -1,0 +1,200 @@
+"""Configuration in, objects out: the one place that knows all classes and builds the world from them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fingerpost.classifiers import Classifier
+from fingerpost.classifiers.arch import Arch
+from fingerpost.classifiers.chain import Chain, Link
+from fingerpost.classifiers.fixed import Fixed
+from fingerpost.classifiers.rules import Rule, Rules
+from fingerpost.config import Loaded, load
+from fingerpost.config.shape import (
+    ArchConfig,
+    ChainConfig,
+    ClassifierConfig,
+    Config,
+    EmbeddedConfig,
+    FixedConfig,
+    ImportedConfig,
+    RuleConfig,
+    RulesConfig,
+    to_backend,
+    to_route,
+)
+from fingerpost.errors import ConfigError, Problem
+from fingerpost.gateway import Gateway
+from fingerpost.observers import Observer
+from fingerpost.observers.log import JsonLog
+from fingerpost.observers.metrics import Metrics
+from fingerpost.router import Router
+from fingerpost.routes import Backend, RouteTable
+from fingerpost.upstreams import Upstream
+
+DEFAULT_FILE = Path(__file__).with_name("default.yaml")
+"""The configuration that `fingerpost init` writes and that `demo` decides with."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A gateway with what the server needs beside it."""
+
+    config: Config
+    gateway: Gateway
+    metrics: Metrics
+
+
+def build_table(config: Config) -> RouteTable:
+    """The routes and backends of a configuration."""
+    backends = [to_backend(backend) for backend in config.backends]
+    routes = tuple(to_route(route) for route in config.routes)
+    return RouteTable(routes, {backend.name: backend for backend in backends})
+
+
+def build_classifier(config: ClassifierConfig) -> Classifier:
+    """The classifier that a section describes.
+
+    Raises:
+        ConfigError: an import string that leads nowhere.
+    """
+    match config:
+        case EmbeddedConfig():
+            # Imported here: its runtime takes a moment to load, and a gateway without it need not wait.
+            from fingerpost.classifiers.embedded import Embedded
+
+            return Embedded()
+        case ArchConfig():
+            backend = Backend("arch", config.model, config.url.rstrip("/"), config.key or None)
+            return Arch(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
+        case RulesConfig():
+            return Rules([_rule(rule) for rule in config.rules])
+        case FixedConfig():
+            return Fixed(config.route, config.confidence)
+        case ChainConfig():
+            return Chain([Link(build_classifier(link), link.threshold) for link in config.of])
+        case ImportedConfig():
+            return _imported(config.use, config.options)
+
+
+def build_router(config: Config) -> Router:
+    """A router that decides by a configuration: its rules first, then its classifier."""
+    classifier = build_classifier(config.classifier)
+    if config.rules:
+        classifier = Chain([Link(Rules([_rule(rule) for rule in config.rules])), Link(classifier)])
+    keyed = sorted({key for rule in _all_rules(config) for key in rule.metadata})
+    return Router(build_table(config), classifier, cache_size=config.server.cache, keyed_metadata=keyed)
+
+
+def build_world(config: Config, observers: Sequence[Observer] | None = None) -> World:
+    """A gateway with upstreams for every backend; it logs to standard output unless other observers are given."""
+    router = build_router(config)
+    metrics = Metrics([route.name for route in router.table.routes])
+    upstreams = {name: _upstream(backend) for name, backend in router.table.backends.items()}
+    watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
+    gateway = Gateway(router, upstreams, watching, retries=config.server.retries, deadline=config.server.deadline)
+    return World(config, gateway, metrics)
+
+
+def pick_classifier(config: Config | None, name: str | None) -> Classifier:
+    """A classifier by name: one that the configuration sets up, one that needs no settings, or an import string.
+
+    Without a name, that of the configuration with its rules; without a configuration, the embedded one.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name is None:
+        return build_router(config).classifier if config else build_classifier(EmbeddedConfig(use="embedded"))
+    found = [section for section in _all_classifiers(config.classifier) if section.use == name] if config else []
+    if found:
+        return build_classifier(found[0])
+    if name == "embedded":
+        return build_classifier(EmbeddedConfig(use="embedded"))
+    if name == "rules" and config and config.rules:
+        return Rules([_rule(rule) for rule in config.rules])
+    if ":" in name:
+        return _imported(name, {})
+    raise ConfigError(
+        [
+            Problem(
+                "",
+                f"there is no classifier {name!r} that can be used without settings",
+                "Use embedded, my.module:build, or one that the --config file sets up",
+            )
+        ]
+    )
+
+
+def load_router(path: str | Path = DEFAULT_FILE, environ: Mapping[str, str] | None = None) -> Router:
+    """A router from a configuration file, for deciding in your own process; needs none of the file's API keys.
+
+    Raises:
+        ConfigError: everything that is wrong with the file.
+    """
+    return build_router(load(path, environ, deciding_only=True).config)
+
+
+def find_lookalikes(loaded: Loaded) -> list[Problem]:
+    """A warning for every two routes whose descriptions the embedded classifier, if it is in use, can hardly tell apart."""
+    if not any(isinstance(section, EmbeddedConfig) for section in _all_classifiers(loaded.config.classifier)):
+        return []
+    from fingerpost.classifiers.embedded import Embedded
+
+    table = build_table(loaded.config)
+    return [
+        Problem(
+            "routes",
+            f"{one} and {two} mean nearly the same to the classifier (similarity {similarity:.2f})",
+            "Say in each description what the other one is not for",
+            file=loaded.file,
+            warning=True,
+        )
+        for one, two, similarity in Embedded().lookalikes(table)
+    ]
+
+
+def _all_classifiers(classifier: ClassifierConfig) -> list[ClassifierConfig]:
+    """A classifier's section and, in a chain, those of its links."""
+    links = classifier.of if isinstance(classifier, ChainConfig) else []
+    return [classifier, *(section for link in links for section in _all_classifiers(link))]
+
+
+def _all_rules(config: Config) -> list[RuleConfig]:
+    sections = [section for section in _all_classifiers(config.classifier) if isinstance(section, RulesConfig)]
+    return [*config.rules, *(rule for section in sections for rule in section.rules)]
+
+
+def _upstream(backend: Backend) -> Upstream:
+    # Imported here: the HTTP client takes longer to load than a decision without one takes in all.
+    from fingerpost.upstreams.openai import OpenAIUpstream
+
+    return OpenAIUpstream(backend)
+
+
+def _rule(config: RuleConfig) -> Rule:
+    return Rule(config.route, config.image, tuple(config.keywords), config.longer_than, config.tools, dict(config.metadata))
+
+
+def _imported(use: str, options: Mapping[str, Any]) -> Classifier:
+    def bad(what: str, fix: str) -> ConfigError:
+        return ConfigError([Problem("classifier.use", f"{use} {what}", fix)])
+
+    module, _, name = use.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except Exception as error:  # it is foreign code that runs here, and below
+        raise bad(f"cannot be imported ({error!r})", "Use module.path:callable; its package must be installed") from error
+    try:
+        built: Classifier = build(**options)
+    except Exception as error:
+        raise bad(f"built nothing ({error!r})", "It is called with classifier.options as keyword arguments") from error
+    missing = [part for part in ("name", "deadline", "prepare", "classify", "aclose") if not hasattr(built, part)]
+    if missing:
+        raise bad(f"built no classifier: it has no {', '.join(missing)}", "See fingerpost.classifiers.Classifier")
+    return built

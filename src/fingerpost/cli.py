@@ -1,0 +1,295 @@
+"""The command line: each command is a few lines that call the library."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fingerpost import __version__, assemble, config, demo
+from fingerpost.chat import ChatRequest
+from fingerpost.config.shape import to_route
+from fingerpost.errors import ConfigError, FingerpostError, InvalidRequest, Problem, UnknownModel
+from fingerpost.records import Decision
+from fingerpost.router import Router
+from fingerpost.routes import Backend, RouteTable
+
+Result = TypeVar("Result")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 1 could not, 2 wrong input, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    # So that a classifier beside the configuration can be imported, whichever way this was started.
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        code = int(arguments.run(arguments) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"warning: {problem}" if problem.warning else str(problem), file=sys.stderr)
+        return 2
+    except FingerpostError as error:
+        print(error.message, file=sys.stderr)
+        return 2 if isinstance(error, InvalidRequest | UnknownModel) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename else str(error), file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fingerpost", description="Route each conversation to the model that fits.")
+    parser.add_argument("--version", action="version", version=f"fingerpost {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help_: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help_, description=help_)
+        added.set_defaults(run=run)
+        return added
+
+    demo_ = command("demo", _demo, "Decide eleven example conversations with the default configuration.")
+    demo_.add_argument("--json", action="store_true", help="print a JSON list")
+    init = command("init", _init, "Write a commented fingerpost.yaml.")
+    init.add_argument("file", nargs="?", default="fingerpost.yaml")
+    init.add_argument("--force", action="store_true", help="overwrite the file if it is there")
+    check = command("check", _check, "Print what a configuration says, or everything that is wrong with it.")
+    _add_file(check)
+    command("schema", _schema, "Print the JSON Schema of fingerpost.yaml.")
+    serve = command("serve", _serve, "Serve the gateway.")
+    _add_file(serve)
+    serve.add_argument("--host", help="instead of server.host")
+    serve.add_argument("--port", type=_port, help="instead of server.port")
+    route = command("route", _route, "Decide one request.")
+    route.add_argument("request", help="the user's text, - for standard input, or a .json file of messages")
+    route.add_argument("--config", metavar="FILE", help="a configuration instead of the default one")
+    route.add_argument("--json", action="store_true", help="print the decision as JSON")
+    route.add_argument("--explain", action="store_true", help="print all probabilities, the reason and the constraints")
+    _add_eval(command("eval", _eval, "Measure a classifier on labelled conversations."))
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; use 0 to 65535")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _add_eval(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("data", help="JSON lines, plain or .gz: id, messages, route, and optionally routes, also, group")
+    evaluate.add_argument("--routes", metavar="FILE", help="a JSON or YAML list of name, description, examples")
+    evaluate.add_argument("--config", metavar="FILE", help="a configuration whose routes and classifier to use")
+    evaluate.add_argument("--classifier", metavar="NAME", help="embedded, one that --config sets up, or my.module:build")
+    evaluate.add_argument("--precision", type=_share, default=0.95, help="what the suggested thresholds aim at (0.95)")
+    evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
+    evaluate.add_argument("--out", metavar="FILE", help="write each row's decision as JSON lines")
+
+
+def _add_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", nargs="?", help="the configuration (fingerpost.yaml)")
+    command.add_argument("--config", metavar="FILE", help="the same")
+
+
+def _file(arguments: argparse.Namespace) -> str:
+    return str(arguments.file or arguments.config or "fingerpost.yaml")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    router = assemble.load_router()
+    rows = asyncio.run(_closing(router, demo.decide_all(router)))
+    if arguments.json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    shown = [("request", "route", "backend", "confidence", "ms")]
+    for row in rows:
+        request = row["request"] if len(row["request"]) <= 52 else row["request"][:49] + "..."
+        confidence = "-" if row["confidence"] is None else f"{row['confidence']:.2f}"
+        shown.append((request, row["route"], row["backend"], confidence, f"{row['ms']:.2f}"))
+    print(_aligned(shown, numbers=2))
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    if Path(arguments.file).exists() and not arguments.force:
+        print(f"{arguments.file} is there already; --force overwrites it", file=sys.stderr)
+        return 2
+    shutil.copyfile(assemble.DEFAULT_FILE, arguments.file)
+    print(f"wrote {arguments.file}; next: fingerpost check {arguments.file}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    loaded = config.load(_file(arguments))
+    table = assemble.build_table(loaded.config)
+    print("backends")
+    print(_aligned([_about(backend) for backend in table.backends.values()], indent=2))
+    print("routes")
+    examples = {route.name: f"{len(route.examples)} examples" if route.examples else "" for route in table.routes}
+    print(_aligned([(r.name, " then ".join(r.backends), examples[r.name]) for r in table.routes], indent=2))
+    print(f"classifier: {loaded.config.classifier.use}; server: {loaded.config.server.host}:{loaded.config.server.port}")
+    for problem in [*loaded.warnings, *assemble.find_lookalikes(loaded)]:
+        print(f"warning: {problem}", file=sys.stderr)
+
+
+def _about(backend: Backend) -> tuple[str, ...]:
+    context = f"{backend.context} tokens" if backend.context else "context unknown"
+    accepts = ", ".join(sorted(backend.accepts))
+    return backend.name, backend.model, backend.url, "with a key" if backend.key else "without a key", context, accepts
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, indent: int = 0, numbers: int = 0) -> str:
+    """The rows in columns, the last `numbers` of them to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first_number = len(widths) - numbers
+    return "\n".join(
+        " " * indent
+        + "  ".join(
+            cell.rjust(width) if place >= first_number else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    print(json.dumps(config.schema(), indent=2))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from fingerpost.server.serve import serve
+
+    loaded = config.load(_file(arguments))
+    given = {key: value for key, value in (("host", arguments.host), ("port", arguments.port)) if value is not None}
+    server = loaded.config.server.model_copy(update=given)
+    world = assemble.build_world(loaded.config.model_copy(update={"server": server}))
+    for problem in loaded.warnings:
+        print(f"warning: {problem}", file=sys.stderr)
+    return serve(world)
+
+
+def _route(arguments: argparse.Namespace) -> None:
+    router = assemble.load_router(arguments.config or assemble.DEFAULT_FILE)
+    decision = asyncio.run(_closing(router, _decide(router, _read_request(arguments.request))))
+    if arguments.json:
+        print(json.dumps(decision.to_json(), ensure_ascii=False))
+    elif arguments.explain:
+        print(_explained(decision))
+    else:
+        print(decision.route or decision.backends[0].name)
+
+
+async def _decide(router: Router, request: ChatRequest) -> Decision:
+    await router.prepare()  # so that the time shown is that of the decision alone
+    return await router.decide(request)
+
+
+async def _closing(router: Router, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of some work with a router, which is closed then."""
+    try:
+        return await work
+    finally:
+        await router.aclose()
+
+
+def _read_request(given: str) -> ChatRequest:
+    if given == "-":
+        try:
+            return ChatRequest.from_messages(sys.stdin.read().strip())
+        except UnicodeDecodeError as error:
+            raise ConfigError([Problem("", f"standard input is not text: {error}")]) from None
+    # "What is in package.json" is a question, and no file.
+    if not given.endswith(".json") or (" " in given and not os.path.exists(given)):
+        return ChatRequest.from_messages(given)
+    try:
+        messages = json.loads(Path(given).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError([Problem("", f"{given} is not a JSON file of messages: {error}")]) from None
+    return ChatRequest.parse(messages) if isinstance(messages, dict) else ChatRequest.from_messages(messages)
+
+
+def _explained(decision: Decision) -> str:
+    lines = [
+        f"route    {decision.route or '- (the request names a backend)'}",
+        f"backend  {' then '.join(backend.name for backend in decision.backends)}",
+        f"reason   {decision.reason}",
+        f"time     {decision.elapsed * 1e3:.2f} ms",
+    ]
+    probabilities = decision.verdict.probabilities if decision.verdict else {}
+    width = max(map(len, probabilities), default=0)
+    lines += [
+        f"  {name:{width}}  {value:6.1%}  {'#' * round(value * 40)}".rstrip()
+        for name, value in sorted(probabilities.items(), key=lambda item: -item[1])
+    ]
+    lines += [f"struck out: {constraint.backend} {constraint.why}" for constraint in decision.constraints]
+    return "\n".join(lines)
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from fingerpost.evals import report, run
+
+    rows = run.read_rows(arguments.data)
+    if not rows:
+        raise ConfigError([Problem("", "there are no rows", file=arguments.data)])
+    router = _eval_router(arguments, rows_bring_routes=all(row.request.routes is not None for row in rows))
+    strangers = run.find_strangers(rows, router.table)
+    if strangers:
+        shown = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+        print(f"warning: rows are labelled with routes that cannot be chosen: {shown}", file=sys.stderr)
+    if arguments.out:
+        open(arguments.out, "a").close()  # before the work, so that it is not done for nothing
+    with _progress(len(rows)) as done:
+        work = run.evaluate(rows, router, done, precision=arguments.precision)
+        figures, lines = asyncio.run(_closing(router, work))
+    if arguments.out:
+        Path(arguments.out).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    print(json.dumps(figures, ensure_ascii=False) if arguments.json else report.render(figures))
+
+
+def _eval_router(arguments: argparse.Namespace, *, rows_bring_routes: bool) -> Router:
+    loaded = config.load(arguments.config, deciding_only=True).config if arguments.config else None
+    if arguments.routes:
+        table = RouteTable(config.load_routes(arguments.routes))
+    elif loaded:
+        # Without backends: what is measured is the routes, whatever serves them.
+        table = RouteTable(tuple(replace(to_route(route), backends=()) for route in loaded.routes))
+    elif rows_bring_routes:
+        table = RouteTable(())
+    else:
+        raise ConfigError([Problem("", "no routes: not every row brings its own", "Give --routes FILE or --config FILE")])
+    classifier = assemble.pick_classifier(loaded, arguments.classifier)
+    return Router(table, classifier, cache_size=0)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error, where that is a terminal; yields what to call after each row."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("deciding", total=total)
+        yield lambda: bar.advance(task)

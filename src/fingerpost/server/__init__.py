@@ -1,0 +1,1 @@
+"""The HTTP door: an ASGI application and the process that serves it."""
