@@ -1,0 +1,113 @@
+"""The embedded classifier: a small trained encoder that reads conversations and route descriptions, on one CPU core."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from fingerpost.chat import Conversation
+from fingerpost.classifiers.embedded.encoder import ARTIFACT, Encoder
+from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, teach
+from fingerpost.classifiers.embedded.text import Steering, Turn, facets, lay_out, route_text
+from fingerpost.records import Verdict
+from fingerpost.routes import OTHER, Route, RouteTable
+
+LOOKALIKE = 0.93
+"""Routes whose descriptions are more similar than this are hard to tell apart."""
+
+_KEPT_TABLES = 64
+
+
+class Embedded:
+    """Reads with the trained encoder; what it computes for a table is kept by the table's digest.
+
+    Encoding runs in `threads` worker threads, so that a decision never blocks the event loop.
+    """
+
+    name = "embedded"
+    deadline: float | None = None
+
+    def __init__(self, artifact: Path = ARTIFACT, threads: int = 1) -> None:
+        self._artifact = artifact
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="fingerpost-embedded")
+        self._tables: OrderedDict[bytes, tuple[Matcher, Steering]] = OrderedDict()
+        self._lock = Lock()
+
+    async def prepare(self, table: RouteTable) -> None:
+        """Loads the model, encodes the table's routes and learns from its examples."""
+        await asyncio.get_running_loop().run_in_executor(self._workers, self.matcher, table)
+
+    async def classify(self, conversation: Conversation, table: RouteTable) -> Verdict:
+        """Calibrated probabilities of the table's routes and of `other`."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self.read, conversation, table)
+
+    async def aclose(self) -> None:
+        """Stops the worker threads."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def read(self, conversation: Conversation, table: RouteTable) -> Verdict:
+        """What `classify` answers, in the calling thread."""
+        start = time.perf_counter()
+        matcher, steering = self.matcher(table)
+        turns = [Turn(message.role, message.text, message.media) for message in conversation.messages]
+        encoded = self._encoder.encode(lay_out(turns, self._encoder.tokenize, steering))
+        shares = matcher.probabilities(encoded.vectors, encoded.none)[0]
+        probabilities = dict(zip((*matcher.names, OTHER), shares.tolist(), strict=True))
+        return Verdict(probabilities, self.name, time.perf_counter() - start)
+
+    def lookalikes(self, table: RouteTable) -> list[tuple[str, str, float]]:
+        """Pairs of routes that the model can hardly tell apart, with or without their names, and their similarity."""
+        matcher, _ = self.matcher(table)
+        with self._lock:
+            described = self._encoder.encode_routes(
+                [route_text("", r.description) if r.description else r.name for r in table.described]
+            )
+        alike = np.maximum(matcher.routes @ matcher.routes.T, described @ described.T)
+        places = np.argwhere(np.triu(alike, 1) > LOOKALIKE)
+        return [(matcher.names[one], matcher.names[two], float(alike[one, two])) for one, two in places.tolist()]
+
+    def matcher(self, table: RouteTable) -> tuple[Matcher, Steering]:
+        """A table's routes as the model sees them, and what finds steering towards them."""
+        with self._lock:
+            found = self._tables.get(table.digest)
+            if found is None:
+                found = self._match(table.described), Steering(route.name for route in table.routes)
+                self._tables[table.digest] = found
+            self._tables.move_to_end(table.digest)
+            while len(self._tables) > _KEPT_TABLES:
+                self._tables.popitem(last=False)
+            return found
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self._artifact)
+
+    def _match(self, routes: tuple[Route, ...]) -> Matcher:
+        calibration = Calibration.from_json(self._encoder.settings["calibration"])
+        texts = [route_text(route.name, route.description) for route in routes]
+        listed = [(place, text) for place, route in enumerate(routes) for text in facets(route.name, route.description)]
+        vectors = self._encoder.encode_routes([*texts, *(text for _, text in listed)])
+        bare = sum(text == route_text(route.name, "") for route, text in zip(routes, texts, strict=True))
+        matcher = Matcher(
+            names=tuple(route.name for route in routes),
+            routes=vectors[: len(routes)],
+            facets=vectors[len(routes) :],
+            owners=np.array([place for place, _ in listed], np.intp),
+            nameless=bare / max(len(routes), 1),
+            calibration=calibration,
+        )
+        examples = [(place, example) for place, route in enumerate(routes) for example in route.examples]
+        if not examples:
+            return matcher
+        laid = [lay_out([Turn("user", example)], self._encoder.tokenize) for _, example in examples]
+        seen = self._encoder.encode_many(laid).vectors
+        lesson = teach(seen, [place for place, _ in examples], matcher.scores(seen), calibration, matcher.sharpness)
+        return replace(matcher, lesson=lesson)

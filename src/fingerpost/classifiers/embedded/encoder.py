@@ -1,0 +1,101 @@
+"""The encoder at run time: token ids in, unit vectors out, on ONNX Runtime with one thread."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from tokenizers import Tokenizer
+
+from fingerpost.classifiers.embedded.text import Laid, lay_out_route
+
+Array = npt.NDArray[np.float32]
+
+ARTIFACT = Path(__file__).with_name("artifact")
+"""The trained model that ships in the package."""
+
+FORMAT = 1
+"""The artifact format that this code reads."""
+
+_MANY = 32
+_KEPT_TEXTS = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Texts as the model sees them: unit vectors (rows x width) and, for each, the score of none-of-these (rows)."""
+
+    vectors: Array
+    none: Array
+
+
+class Encoder:
+    """Runs the trained encoder; `settings` is the artifact's JSON.
+
+    Raises:
+        ValueError: the artifact has a format that this code does not read.
+    """
+
+    def __init__(self, artifact: Path = ARTIFACT, threads: int = 1) -> None:
+        self.settings: dict[str, Any] = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))
+        if self.settings.get("format") != FORMAT:
+            raise ValueError(f"{artifact} has format {self.settings.get('format')}, but this version reads {FORMAT}")
+        # Tokenizer.from_file does not say which file is missing.
+        self._tokenizer = Tokenizer.from_str((artifact / "tokenizer.json").read_text(encoding="utf-8"))
+        # "[SEP]" in a message is text like any other.
+        self._tokenizer.encode_special_tokens = True
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # An arena that grows with the largest text and never shrinks costs memory; one text at a time needs little.
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(artifact / "encoder.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self._routes: OrderedDict[str, Array] = OrderedDict()
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of a text, without any mark."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode(self, laid: Laid) -> Encoded:
+        """One laid-out text, as a batch of one."""
+        return self._run([laid])
+
+    def encode_many(self, laid: Sequence[Laid]) -> Encoded:
+        """Many laid-out texts in their order; those of one length run together, so nothing is padded."""
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for place, one in enumerate(laid):
+            by_length[len(one.ids)].append(place)
+        batches = [places[i : i + _MANY] for places in by_length.values() for i in range(0, len(places), _MANY)]
+        width = int(self.settings["width"])
+        vectors, none = np.empty((len(laid), width), np.float32), np.empty(len(laid), np.float32)
+        for places in batches:
+            encoded = self._run([laid[place] for place in places])
+            vectors[places], none[places] = encoded.vectors, encoded.none
+        return Encoded(vectors, none)
+
+    def encode_routes(self, texts: Sequence[str]) -> Array:
+        """Vectors of route texts; they are kept, for requests that bring their own routes mostly bring the same ones again."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._routes]
+        encoded = self.encode_many([lay_out_route(text, self.tokenize) for text in missing])
+        self._routes.update(zip(missing, encoded.vectors, strict=True))
+        found = np.array([self._routes[text] for text in texts], np.float32).reshape(len(texts), int(self.settings["width"]))
+        while len(self._routes) > _KEPT_TEXTS:
+            self._routes.popitem(last=False)
+        return found
+
+    def _run(self, laid: Sequence[Laid]) -> Encoded:
+        ids = np.array([one.ids for one in laid], np.int32)
+        segments = np.array([one.segments for one in laid], np.int32)
+        vectors, none = self._session.run(None, {"ids": ids, "segments": segments})
+        return Encoded(vectors, none)

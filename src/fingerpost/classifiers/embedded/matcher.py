@@ -1,0 +1,199 @@
+"""From vectors to probabilities: what a table's routes look like to the model, what its examples teach, calibration.
+
+A route's score is the scaled similarity of its texts to the conversation. Examples add a linear correction: a logistic
+regression that starts from those scores and is drawn to zero, so few examples change little and many decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+SPREAD = 8.0
+"""Centred unit vectors are multiplied by this before the regression, so that `pull` works on numbers near one."""
+
+_FIT_STEPS = 80
+_FOLD_STEPS = 40
+_SHARPNESSES = np.exp(np.linspace(-1.2, 0.8, 41)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Numbers that turn scores into probabilities, fitted on route sets that training has not seen.
+
+    With x = (1, log(routes / 10), share of routes without a description), scores are multiplied by exp(sharpness . x); the
+    score of none-of-these is slope * learned + none . x. In tables with examples that score is taught_none . (1, learned,
+    likeness to the nearest example, log(routes / 10)); `pull` is how strongly the examples' correction is drawn to zero.
+    """
+
+    scale: float
+    sharpness: tuple[float, ...]
+    slope: float
+    none: tuple[float, ...]
+    taught_none: tuple[float, ...]
+    pull: float
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Calibration:
+        """The calibration in an artifact's JSON."""
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What examples taught: a linear correction of the scores, how sharp the sum is, and the examples' own vectors.
+
+    `share` is the share of the routes that have examples.
+    """
+
+    middle: Array
+    weights: Array
+    bias: Array
+    sharpness: float
+    examples: Array
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    """The routes of one table as vectors (routes x width), with further texts (`facets`) and the routes that own them."""
+
+    names: tuple[str, ...]
+    routes: Array
+    facets: Array
+    owners: npt.NDArray[np.intp]
+    nameless: float
+    calibration: Calibration
+    lesson: Lesson | None = field(default=None)
+
+    @property
+    def sharpness(self) -> float:
+        """What scores by description are multiplied by."""
+        return float(np.exp(features(len(self.names), self.nameless) @ self.calibration.sharpness))
+
+    def scores(self, vectors: Array) -> Array:
+        """Scores of conversations (rows x width) by the descriptions alone, rows x routes."""
+        whole = vectors @ self.routes.T
+        best = whole
+        if len(self.owners):
+            best = whole.copy()
+            np.maximum.at(best.T, self.owners, (vectors @ self.facets.T).T)
+        scores: Array = (whole + best) * np.float32(self.calibration.scale / 2)
+        return scores
+
+    def logits(self, vectors: Array, none: Array) -> Array:
+        """What a softmax turns into probabilities, rows x (routes and, last, none of these)."""
+        scores = self.scores(vectors)
+        x = features(len(self.names), self.nameless)
+        sharpness = np.float32(self.sharpness)
+        other = (self.calibration.slope * none + x @ self.calibration.none) * sharpness
+        lesson = self.lesson
+        if lesson is None:
+            scores = scores * sharpness
+        else:
+            scores = taught_scores(scores, vectors, lesson) * np.float32(lesson.sharpness)
+            taught = taught_features(vectors, none, lesson, len(self.names)) @ self.calibration.taught_none
+            other = lesson.share * taught + (1 - lesson.share) * other
+        return np.concatenate([scores, other[:, None].astype(np.float32)], 1)
+
+    def probabilities(self, vectors: Array, none: Array) -> Array:
+        """Probabilities of the routes and, last, of none of these."""
+        return softmax(self.logits(vectors, none))
+
+
+def features(routes: int, nameless: float) -> Array:
+    """What calibration knows of a table."""
+    return np.array([1.0, np.log(max(routes, 1) / 10), nameless], np.float32)
+
+
+def taught_features(vectors: Array, none: Array, lesson: Lesson, routes: int) -> Array:
+    """What the score of none-of-these is made of where there are examples, rows x 4."""
+    nearest = (vectors @ lesson.examples.T).max(1)
+    size = np.full_like(none, np.log(max(routes, 1) / 10))
+    return np.stack([np.ones_like(none), none, nearest, size], 1)
+
+
+def softmax(logits: Array) -> Array:
+    """Rows that sum to one."""
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    shares: Array = (raised / raised.sum(1, keepdims=True)).astype(np.float32, copy=False)
+    return shares
+
+
+def taught_scores(scores: Array, vectors: Array, lesson: Lesson) -> Array:
+    """The descriptions' scores with the examples' correction."""
+    inputs = (vectors - lesson.middle) * np.float32(SPREAD)
+    corrected: Array = (scores + inputs @ lesson.weights.T + lesson.bias).astype(np.float32, copy=False)
+    return corrected
+
+
+def teach(vectors: Array, labels: Sequence[int], scores: Array, calibration: Calibration, sharpness: float) -> Lesson:
+    """What examples (rows x width, the routes they belong to, their scores by description) teach.
+
+    The sharpness is the one that suits examples which a correction fitted on the other half of them has not seen; with few
+    examples it stays near the given one, which suits the descriptions.
+    """
+    targets = np.asarray(labels)
+    share = len(set(targets.tolist())) / scores.shape[1]
+    # Where routes lack examples, nothing holds back those that have some: only text like theirs may move (no centre, no bias).
+    whole = share == 1
+    middle = vectors.mean(0) if whole else np.zeros_like(vectors[0])
+    inputs = (vectors - middle) * np.float32(SPREAD)
+    weights, bias = _fit(inputs, targets, scores, calibration.pull, _FIT_STEPS, whole)
+    half = _halves(targets)
+    held = np.empty_like(scores)
+    for part in (0, 1):
+        seen, unseen = half != part, half == part
+        part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], calibration.pull, _FOLD_STEPS, whole)
+        held[unseen] = scores[unseen] + inputs[unseen] @ part_weights.T + part_bias
+    return Lesson(middle, weights, bias, _best_sharpness(held, targets, sharpness), vectors, share)
+
+
+def _fit(
+    inputs: Array, targets: npt.NDArray[np.intp], scores: Array, pull: float, steps: int, biased: bool
+) -> tuple[Array, Array]:
+    """Weights and bias of the correction: class-balanced cross-entropy by Nesterov's method (the problem is convex)."""
+    rows, routes = scores.shape
+    counts = np.bincount(targets, minlength=routes)
+    share = (1.0 / counts[targets] / max(int(np.count_nonzero(counts)), 1)).astype(np.float32)[:, None]
+    wanted = np.zeros((rows, routes), np.float32)
+    wanted[np.arange(rows), targets] = 1
+    shrink = np.float32(pull / routes)
+    rate = np.float32(1 / (0.25 * np.linalg.norm(inputs * np.sqrt(share), 2) ** 2 + 0.25 + shrink)) if rows else np.float32(1)
+    # A route without examples keeps what its description says.
+    free = (counts > 0).astype(np.float32)[:, None]
+    weights, bias = np.zeros((routes, inputs.shape[1]), np.float32), np.zeros(routes, np.float32)
+    ahead, bias_ahead, momentum = weights, bias, 1.0
+    for _ in range(steps if rows else 0):
+        error = (softmax(scores + inputs @ ahead.T + bias_ahead) - wanted) * share
+        new = ahead - rate * free * (error.T @ inputs + shrink * ahead)
+        new_bias = bias_ahead - rate * free[:, 0] * error.sum(0) * biased
+        following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        push = np.float32((momentum - 1) / following)
+        ahead, bias_ahead = new + push * (new - weights), new_bias + push * (new_bias - bias)
+        weights, bias, momentum = new, new_bias, following
+    return weights, bias
+
+
+def _halves(targets: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """0 or 1 for each example, so that every route with two or more has some in both halves."""
+    seen: dict[int, int] = {}
+    half = np.empty(len(targets), np.intp)
+    for place, target in enumerate(targets):
+        seen[int(target)] = seen.get(int(target), int(target)) + 1
+        half[place] = seen[int(target)] % 2
+    return half
+
+
+def _best_sharpness(scores: Array, targets: npt.NDArray[np.intp], expected: float) -> float:
+    rows = np.arange(len(targets))
+    losses = [-np.log(softmax(scores * s)[rows, targets] + 1e-9).sum() for s in _SHARPNESSES]
+    doubts = 10 * np.log(_SHARPNESSES / expected) ** 2
+    return float(_SHARPNESSES[int(np.argmin(losses + doubts))])

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fingerpost.classifiers.embedded.encoder import _KEPT_TEXTS, ARTIFACT, FORMAT, Encoder
+from fingerpost.classifiers.embedded.text import CLS, SEP, Laid, Turn, lay_out
+
+SAID = ["will it rain?", "hi", "play some jazz for me, please", "hi", "why does my loop never end, it drives me mad" * 5]
+
+
+def laid_out(encoder: Encoder, texts: list[str]) -> list[Laid]:
+    return [lay_out([Turn("user", text)], encoder.tokenize) for text in texts]
+
+
+def artifact_without(folder: Path, left_out: str) -> Path:
+    for file in ARTIFACT.iterdir():
+        if file.name != left_out:
+            (folder / file.name).symlink_to(file)
+    return folder
+
+
+def test_vectors_are_unit_vectors_of_the_width_that_the_artifact_states(encoder):
+    encoded = encoder.encode_many(laid_out(encoder, SAID))
+
+    assert encoded.vectors.shape == (len(SAID), encoder.settings["width"])
+    assert encoded.none.shape == (len(SAID),)
+    assert np.linalg.norm(encoded.vectors, axis=1) == pytest.approx(1.0, abs=1e-3)
+    assert np.isfinite(encoded.none).all()
+
+
+def test_many_at_once_are_like_one_by_one_and_in_their_order(encoder):
+    laid = laid_out(encoder, SAID)
+
+    many = encoder.encode_many(laid)
+
+    for place, one in enumerate(laid):
+        alone = encoder.encode(one)
+        assert float(alone.vectors[0] @ many.vectors[place]) > 0.98
+        assert float(alone.none[0]) == pytest.approx(float(many.none[place]), abs=0.3)
+
+
+def test_more_than_a_batch_of_one_length(encoder):
+    laid = laid_out(encoder, ["hi"] * 70)
+
+    encoded = encoder.encode_many(laid)
+
+    assert encoded.vectors.shape[0] == 70
+    assert np.ptp(encoded.vectors, axis=0).max() < 0.02
+
+
+def test_the_same_text_is_the_same_vector(encoder):
+    one = laid_out(encoder, SAID[:1])[0]
+
+    assert (encoder.encode(one).vectors == encoder.encode(one).vectors).all()
+
+
+def test_texts_that_mean_the_same_are_nearer_than_others(encoder):
+    rain, forecast, song = encoder.encode_many(
+        laid_out(encoder, ["will it rain tomorrow?", "what's the weather forecast?", "play a song by Queen"])
+    ).vectors
+
+    assert rain @ forecast > rain @ song
+
+
+def test_who_said_what_is_seen(encoder):
+    turns = [Turn("user", "How tall is it?"), Turn("assistant", "300 m"), Turn("user", "No!")]
+    swapped = [Turn("assistant", "How tall is it?"), Turn("user", "300 m"), Turn("user", "No!")]
+
+    one, other = encoder.encode_many([lay_out(turns, encoder.tokenize), lay_out(swapped, encoder.tokenize)]).vectors
+
+    assert one @ other < 0.999
+
+
+def test_nothing_to_encode(encoder):
+    encoded = encoder.encode_many([])
+
+    assert encoded.vectors.shape == (0, encoder.settings["width"])
+    assert encoded.none.shape == (0,)
+    assert encoder.encode_routes([]).shape == (0, encoder.settings["width"])
+
+
+def test_an_empty_text_can_be_encoded(encoder):
+    assert np.isfinite(encoder.encode(Laid([CLS, SEP], [0, 0])).vectors).all()
+
+
+@pytest.mark.parametrize("text", ["", " ", "\x00", "a" * 3000, "好" * 300, "🙂", "\u0301", "नमस्ते", "[CLS] [PAD]"])
+def test_any_text_has_tokens_of_the_vocabulary(encoder, text):
+    ids = encoder.tokenize(text)
+
+    assert all(isinstance(i, int) and 0 <= i < 40_000 for i in ids)
+
+
+def test_tokens_carry_no_marks(encoder):
+    assert CLS not in encoder.tokenize("hello there")
+    assert SEP not in encoder.tokenize("hello there")
+
+
+def test_text_cannot_forge_marks(encoder):
+    assert not set(encoder.tokenize("[CLS] hello [SEP] [PAD] [unused0] [unused2] [MASK] [UNK]")) & {
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        CLS,
+        SEP,
+    }
+
+
+def test_route_vectors_come_in_order_with_repetitions(encoder):
+    vectors = encoder.encode_routes(["weather: Forecasts.", "music: Songs.", "weather: Forecasts."])
+
+    assert (vectors[0] == vectors[2]).all()
+    assert vectors[0] @ vectors[1] < 0.95
+
+
+def test_a_kept_route_vector_is_not_computed_again():
+    encoder = Encoder()
+    encoder.encode_routes(["weather: Forecasts."])
+    tokenized = []
+    tokenize, encoder.tokenize = encoder.tokenize, lambda text: tokenized.append(text) or tokenize(text)
+
+    encoder.encode_routes(["music: Songs.", "weather: Forecasts."])
+
+    assert tokenized == ["music: Songs."]
+
+
+def test_kept_route_vectors_are_bounded_and_the_oldest_go_first():
+    encoder = Encoder()
+    first, *_ = encoder.encode_routes(["first"])
+    encoder._routes.update({f"filler {i}": first for i in range(_KEPT_TEXTS - 1)})
+
+    found = encoder.encode_routes(["filler 5", "one more"])
+
+    assert len(found) == 2
+    assert len(encoder._routes) == _KEPT_TEXTS
+    assert "first" not in encoder._routes
+    assert "one more" in encoder._routes
+
+
+@pytest.mark.parametrize("settings", [{"format": FORMAT + 1}, {"format": 0}, {"format": None}, {}])
+def test_an_artifact_of_another_format_is_refused(tmp_path, settings):
+    artifact = artifact_without(tmp_path, "artifact.json")
+    (artifact / "artifact.json").write_text(json.dumps(settings))
+
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} has format .*, but this version reads {FORMAT}"):
+        Encoder(artifact)
+
+
+@pytest.mark.parametrize("file", ["artifact.json", "tokenizer.json", "encoder.onnx"])
+def test_a_missing_file_is_named(tmp_path, file):
+    with pytest.raises(Exception, match=file):
+        Encoder(artifact_without(tmp_path, file))
+
+
+def test_an_artifact_that_is_nowhere_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Encoder(tmp_path / "nowhere")
+
+
+def test_the_artifact_states_what_it_was_made_from():
+    settings = json.loads((ARTIFACT / "artifact.json").read_text())
+
+    assert settings["format"] == FORMAT
+    assert {"width", "calibration", "base", "data_sha256"} <= settings.keys()
