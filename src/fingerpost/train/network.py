@@ -1,0 +1,138 @@
+"""The network in torch: one MiniLM encoder for conversations and routes, whose vectors are compared, and none-of-these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fingerpost.classifiers.embedded.text import MARK_WORDS, PAD
+
+WIDTH, HEADS, LAYERS, INNER = 384, 12, 6, 1536
+
+
+class Layer(nn.Module):
+    """One BERT block."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.attended = nn.Linear(WIDTH, WIDTH)
+        self.attended_norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.inner = nn.Linear(WIDTH, INNER)
+        self.outer = nn.Linear(INNER, WIDTH)
+        self.outer_norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        rows, length, _ = x.shape
+        q, k, v = self.qkv(x).view(rows, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        mixed = self.attended(mixed.transpose(1, 2).reshape(rows, length, WIDTH))
+        x = self.attended_norm(x + F.dropout(mixed, self.dropout, self.training))
+        fed: Tensor = self.outer(F.gelu(self.inner(x)))
+        return self.outer_norm(x + F.dropout(fed, self.dropout, self.training))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Token ids to word vectors: BERT's embeddings and six layers."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.words = nn.Embedding(30522, WIDTH)
+        self.positions = nn.Embedding(512, WIDTH)
+        self.segments = nn.Embedding(2, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.layers = nn.ModuleList(Layer(dropout) for _ in range(LAYERS))
+        self.dropout = dropout
+
+    def forward(self, ids: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+        mask = ids != PAD
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.norm(self.words(ids) + self.positions(positions) + self.segments(segments))
+        x = F.dropout(x, self.dropout, self.training)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x, mask
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the encoder gives for a batch: unit vectors, word vectors and which words are real."""
+
+    pooled: Tensor
+    words: Tensor
+    mask: Tensor
+
+
+class Reader(nn.Module):
+    """The whole model: encoder, route looks, none-of-these."""
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.encoder = Encoder(dropout)
+        self.none = nn.Linear(WIDTH, 1)
+        self.none_per_route = nn.Parameter(torch.tensor(0.3))
+        self.log_scale = nn.Parameter(torch.tensor(20.0).log())
+        with torch.no_grad():
+            self.none.weight.zero_()
+            self.none.bias.fill_(6.0)
+
+    def read(self, ids: Tensor, segments: Tensor) -> Read:
+        """Pooled and word vectors of laid-out texts (padded with `PAD`)."""
+        hidden, mask = self.encoder(ids, segments)
+        weight = mask.unsqueeze(-1).to(hidden.dtype)
+        pooled = F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+        return Read(pooled, F.normalize(hidden, dim=-1), mask)
+
+    def scores(self, conversations: Read, routes: Tensor, facets: Tensor, owners: Tensor) -> Tensor:
+        """Scores of every conversation for every route, conversations x routes.
+
+        A route's similarity is the mean of that with its whole text and that with its best text, where the `facets` (with
+        the places of the routes that own them) are further texts.
+        """
+        whole = conversations.pooled @ routes.T
+        parts = conversations.pooled @ facets.T
+        best = whole.scatter_reduce(1, owners.expand(len(parts), -1), parts, "amax", include_self=True)
+        return self.log_scale.exp() * (whole + best) / 2  # type: ignore[no-any-return]
+
+    def none_scores(self, conversations: Read, counts: Tensor) -> Tensor:
+        """Scores of none-of-these, given how many routes each conversation has to choose from."""
+        return self.none(conversations.pooled).squeeze(-1) + self.none_per_route * (counts.float() / 10).log()  # type: ignore[no-any-return]
+
+
+def pretrained(weights: str, vocabulary: dict[str, int], dropout: float = 0.1) -> Reader:
+    """A Reader that starts from all-MiniLM-L6-v2's published weights."""
+    found = load_file(weights)
+    reader = Reader(dropout)
+    state = reader.encoder.state_dict()
+    for name in state:
+        state[name] = _published(name, found)
+    for mark, words in MARK_WORDS.items():
+        if words:
+            state["words.weight"][mark] = state["words.weight"][[vocabulary[w] for w in words]].mean(0)
+    reader.encoder.load_state_dict(state)
+    return reader
+
+
+def _published(name: str, found: dict[str, Tensor]) -> Tensor:
+    kind = name.rsplit(".", 1)[1]
+    if not name.startswith("layers."):
+        place = {"words": "word_embeddings", "positions": "position_embeddings", "segments": "token_type_embeddings"}
+        part = name.split(".")[0]
+        return found[f"embeddings.{place.get(part, 'LayerNorm')}.{kind}"].clone()
+    _, number, part, _ = name.split(".")
+    inside = f"encoder.layer.{number}"
+    if part == "qkv":
+        return torch.cat([found[f"{inside}.attention.self.{x}.{kind}"] for x in ("query", "key", "value")])
+    places = {
+        "attended": "attention.output.dense",
+        "attended_norm": "attention.output.LayerNorm",
+        "inner": "intermediate.dense",
+        "outer": "output.dense",
+        "outer_norm": "output.LayerNorm",
+    }
+    return found[f"{inside}.{places[part]}.{kind}"].clone()
