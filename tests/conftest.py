@@ -46,7 +46,7 @@ class Serving:
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (names in lower case) and body of the answer."""
         content = json.dumps(body).encode() if isinstance(body, dict) else body
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
             connection.request(method, path, content, headers or {})
             with connection.getresponse() as response:
                 return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
@@ -64,7 +64,7 @@ class Serving:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(30)
 
 
 class Recorder:
@@ -72,7 +72,7 @@ class Recorder:
         self.observe = into.append
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     end = time.perf_counter() + seconds
     while not condition():
         assert time.perf_counter() < end, "it did not happen in time"

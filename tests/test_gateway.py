@@ -48,7 +48,7 @@ class World:
         self.a, self.b, self.c = self.fakes = tuple(fakes)
         self.told: list[Exchange] = []
         self.pauses: list[float] = []
-        limits, price = Timeouts(connect=1, read=0.15, total=5), Price(1.0, 2.0)
+        limits, price = Timeouts(read=options.pop("read", 30.0)), Price(1.0, 2.0)
         backends = {
             name: Backend(name, f"m-{name}", fake.url, f"key-{name}", timeouts=limits, price=price)
             for name, fake in zip("abc", self.fakes, strict=True)
@@ -81,7 +81,7 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[Callable[..., World]]:
-    """Builds worlds: `world(retries=1, deadline=2.0, order="ab")`."""
+    """Builds worlds: `world(retries=1, deadline=2.0, order="ab", read=0.2)`."""
     with ExitStack() as fakes:
         async with AsyncExitStack() as worlds:
 
@@ -207,7 +207,7 @@ async def test_a_stream_passes_unchanged_and_event_by_event(world: Build) -> Non
     async with w.gateway.carry(STREAM) as answer:
         chunks = [chunk async for chunk in answer.chunks]
     assert is_event_stream(answer.headers)
-    assert len(chunks) > 3
+    assert len(chunks) > 1
     assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
     assert sum(map(len, chunks)) == w.told[0].sent_bytes
 
@@ -272,7 +272,7 @@ async def test_the_next_backend_answers_when_the_first_one_cannot(world: Build, 
 async def test_the_next_backend_answers_when_the_first_one_breaks_before_its_first_byte(
     world: Build, reply: FakeReply, why: str, body: bytes
 ) -> None:
-    w = world()
+    w = world(read=0.2)
     w.a.script(reply)
     answer, content = await w.ask(body)
     assert (answer.backend.name, answer.status) == ("b", 200)
@@ -294,11 +294,11 @@ async def test_the_next_backend_answers_when_the_first_one_refuses_the_connectio
     [
         (STREAM, FakeReply("one two three", cut_after=2)),
         (BODY, raw(b"content-length: 100", body=b'{"choices"')),
-        (STREAM, FakeReply("one two three", pause=5)),
+        (STREAM, FakeReply("one two three", pause=60)),
     ],
 )
 async def test_nothing_is_retried_after_the_first_byte(world: Build, body: bytes, reply: FakeReply) -> None:
-    w = world(retries=3)
+    w = world(retries=3, read=0.3)
     w.a.script(reply)
     await w.refused(body)
     assert w.told[0].sent_bytes > 0
@@ -361,7 +361,7 @@ async def test_the_error_names_each_backend_and_why(world: Build) -> None:
 async def test_the_status_says_what_all_backends_have_in_common(
     world: Build, replies: Sequence[FakeReply], status: int, code: str
 ) -> None:
-    w = world()
+    w = world(read=0.2)
     for fake, reply in zip(w.fakes, replies, strict=True):
         fake.default = reply
     error = await w.refused()
@@ -382,12 +382,12 @@ async def test_the_name_of_a_backend_does_not_make_its_failure_a_timeout(fake: F
 
 
 async def test_the_deadline_ends_all_attempts_together_and_names_them(world: Build) -> None:
-    w = world(deadline=0.1)
+    w = world(deadline=0.3)
     w.a.script(FakeReply(status=503))
     w.b.script(HANG)
     error = await w.refused()
     assert isinstance(error, UpstreamTimeout)
-    assert error.message == "no backend answered within 0.1 s (a: answered 503; b: given up)"
+    assert error.message == "no backend answered within 0.3 s (a: answered 503; b: given up)"
     assert (w.told[0].outcome, w.told[0].status, w.told[0].backend) == ("failed", 504, None)
     assert not w.c.requests
 
@@ -400,11 +400,11 @@ async def test_the_deadline_ends_a_wait_for_the_first_byte_and_stops_the_backend
 
 
 async def test_the_deadline_does_not_end_a_stream_that_has_begun(world: Build) -> None:
-    w = world(deadline=0.1)
-    w.a.script(FakeReply("one two three", pause=0.05))
+    w = world(deadline=0.3)
+    w.a.script(FakeReply("one two three", pause=0.1))
     _, content = await w.ask(STREAM)
     assert content.endswith(b"data: [DONE]\n\n")
-    assert w.told[0].elapsed > 0.1
+    assert w.told[0].elapsed > 0.3
 
 
 async def test_a_table_without_backends_carries_nothing_and_says_so() -> None:

@@ -14,7 +14,7 @@ from fingerpost.classifiers.fixed import Fixed
 from fingerpost.classifiers.rules import Rule, Rules
 from fingerpost.errors import ClassifierError, ConfigError, InvalidRequest, NothingFits, UnknownModel
 from fingerpost.records import Verdict
-from fingerpost.router import MAX_REQUESTED_ROUTES, Router
+from fingerpost.router import MAX_REQUESTED_EXAMPLES, MAX_REQUESTED_ROUTES, Router
 from fingerpost.routes import OTHER, Backend, Route, RouteTable
 from fingerpost.testing import ScriptedClassifier
 
@@ -445,6 +445,7 @@ async def test_the_table_of_repeated_routes_is_built_once():
         ([{"name": "a\nb"}], "fingerpost.routes[0].name"),
         ([{"name": "a", "backends": ["none"]}], "fingerpost.routes[0].backends[0]"),
         ([{"name": f"r{number}"} for number in range(MAX_REQUESTED_ROUTES + 1)], "fingerpost.routes"),
+        ([{"name": "a", "examples": ["x"] * (MAX_REQUESTED_EXAMPLES + 1)}], "fingerpost.routes"),
     ],
 )
 async def test_brought_routes_that_cannot_be_used_are_refused_with_their_path(routes, path):

@@ -25,7 +25,7 @@ STREAM = {**HI, "stream": True}
 
 @pytest.fixture
 def client(fake: FakeBackend) -> Iterator[http.client.HTTPConnection]:
-    with closing(http.client.HTTPConnection("127.0.0.1", fake.port, timeout=5)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", fake.port, timeout=30)) as connection:
         yield connection
 
 
@@ -115,7 +115,7 @@ def test_it_serves_pipelined_requests(fake: FakeBackend) -> None:
     request = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     fake.script(FakeReply("one", delay=0.05), FakeReply("two"), FakeReply("three"))
     received = b""
-    with closing(socket.create_connection(("127.0.0.1", fake.port), timeout=5)) as client:
+    with closing(socket.create_connection(("127.0.0.1", fake.port), timeout=30)) as client:
         client.sendall(request * 3)
         while received.count(b"total_tokens") < 3:
             received += client.recv(65536)
@@ -158,7 +158,7 @@ def test_it_counts_clients_that_tear_the_connection_down(
     fake: FakeBackend, early: bytes, eventually: Callable[..., None]
 ) -> None:
     fake.script(FakeReply("x" * 10_000_000))
-    with closing(socket.create_connection(("127.0.0.1", fake.port), timeout=5)) as client:
+    with closing(socket.create_connection(("127.0.0.1", fake.port), timeout=30)) as client:
         client.sendall(b"GET / HTTP/1.1\r\n\r\n" + early)
         client.recv(100)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
@@ -190,7 +190,7 @@ def test_its_port_is_the_callers_choice_and_a_taken_one_the_callers_error(fake: 
 def test_it_can_be_stopped_twice_and_started_again_on_its_port(fake: FakeBackend) -> None:
     port = fake.port
     fake.script(FakeReply(hang=True))
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as client:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
         client.request("POST", "/", json.dumps(HI))
         fake.stop()
         with pytest.raises((http.client.HTTPException, ConnectionError)):
@@ -198,7 +198,7 @@ def test_it_can_be_stopped_twice_and_started_again_on_its_port(fake: FakeBackend
     fake.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
-    with fake, closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as client:
+    with fake, closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
         assert ask(client, HI)[0] == 200
 
 

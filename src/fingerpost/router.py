@@ -21,6 +21,9 @@ from fingerpost.routes import AUTO, OTHER, Route, RouteTable
 MAX_REQUESTED_ROUTES = 500
 """Routes that one request may bring along; embedding them is the most work that a single request can ask for."""
 
+MAX_REQUESTED_EXAMPLES = 2_000
+"""Examples of all those routes together, for the same reason."""
+
 Value = TypeVar("Value")
 
 
@@ -123,6 +126,8 @@ def _build_table(requested: tuple[RequestedRoute, ...], configured: RouteTable) 
     """A table of the routes that a request brought; one without backends gets those of its configured namesake or `other`."""
     if len(requested) > MAX_REQUESTED_ROUTES:
         raise InvalidRequest(f"fingerpost.routes: more than {MAX_REQUESTED_ROUTES} routes", param="fingerpost.routes")
+    if sum(len(route.examples) for route in requested) > MAX_REQUESTED_EXAMPLES:
+        raise InvalidRequest(f"fingerpost.routes: more than {MAX_REQUESTED_EXAMPLES} examples", param="fingerpost.routes")
     default = configured.by_name[OTHER].backends
     routes = []
     for route in requested:

@@ -25,7 +25,7 @@ WEATHER: Any = {
 
 
 def client_of(door: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{door.url}/v1", api_key="sk-client-canary", max_retries=0, timeout=10)
+    return openai.OpenAI(base_url=f"{door.url}/v1", api_key="sk-client-canary", max_retries=0, timeout=30)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def client(door: Any) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 async def async_client(door: Any) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key="sk-client", max_retries=0, timeout=10) as client:
+    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key="sk-client", max_retries=0, timeout=30) as client:
         yield client
 
 

@@ -50,7 +50,7 @@ class Process:
                 break
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as client:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as client:
             client.request(method, path, body if isinstance(body, bytes | None) else json.dumps(body), headers)
             with client.getresponse() as answer:
                 return answer.status, answer.read()
@@ -58,7 +58,7 @@ class Process:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Its exit code after a signal; `told` and `said` are complete then."""
         self.running.send_signal(number)
-        told, said = self.running.communicate(timeout=10)
+        told, said = self.running.communicate(timeout=30)
         self.told = [json.loads(line) for line in told.splitlines()]
         self.said += said
         return self.running.returncode
@@ -85,7 +85,7 @@ def serving(file: Path, *arguments: str) -> Iterator[Process]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_a_running_stream_finish_and_the_exit_code_is_0(file: Path, fake: FakeBackend, number: int) -> None:
     fake.default = FakeReply("one two three four", pause=0.15)
-    with serving(file) as process, closing(http.client.HTTPConnection("127.0.0.1", process.port, timeout=10)) as client:
+    with serving(file) as process, closing(http.client.HTTPConnection("127.0.0.1", process.port, timeout=30)) as client:
         client.request("POST", CHAT, json.dumps({**HI, "stream": True}))
         answer = client.getresponse()
         first = answer.read1(100)
@@ -111,7 +111,7 @@ def test_a_taken_port_is_said_plainly_with_exit_code_1(file: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         process = Process(file, "--port", str(port))
-        assert process.running.wait(10) == 1
+        assert process.running.wait(30) == 1
         process.running.communicate()
     assert f"could not start on 127.0.0.1:{port}" in process.said
     assert "Traceback" not in process.said

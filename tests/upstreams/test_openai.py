@@ -158,14 +158,11 @@ async def test_a_cookie_of_one_reply_is_not_sent_with_the_next_request(fake: Fak
 
 
 async def test_the_first_events_arrive_while_the_backend_is_still_speaking(fake: FakeBackend) -> None:
-    fake.script(FakeReply("one two three", pause=0.1))
+    fake.script(FakeReply("one two three", pause=60))
     async with upstream_to(fake.url) as upstream:
         reply = await send(upstream, STREAM)
-        first = await anext(reply.chunks)
-        assert b"[DONE]" not in first
-        rest = b"".join([chunk async for chunk in reply.chunks])
+        assert (await anext(reply.chunks)).startswith(b"data: ")
         await reply.close()
-    assert rest.endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_body_read_to_its_end_gives_its_connection_to_the_next_call() -> None:
@@ -281,11 +278,10 @@ async def test_no_answer_within_the_limits_is_a_timeout(fake: FakeBackend, limit
 
 @pytest.mark.parametrize("limits", [Timeouts(read=0.1), Timeouts(total=0.1)])
 async def test_a_pause_in_the_body_beyond_the_limits_is_a_timeout(fake: FakeBackend, limits: Timeouts) -> None:
-    fake.script(FakeReply("one two", pause=5))
+    fake.script(FakeReply("one two", pause=60))
     async with upstream_to(fake.url, timeouts=limits) as upstream:
-        reply = await send(upstream, STREAM)
         with pytest.raises(UpstreamTimeout, match=r"^small: no answer in time$"):
-            await read_all(reply)
+            await read_all(await send(upstream, STREAM))
 
 
 SECRET = "sk-canary"
