@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fingerpost.chat import ChatRequest, Conversation, Message
-from fingerpost.classifiers.embedded import _KEPT_TABLES, Embedded
+from fingerpost.classifiers.embedded import _KEPT_TABLES, CUT_NOTE, Embedded
 from fingerpost.classifiers.embedded.text import normalise
 from fingerpost.router import Router
 from fingerpost.routes import OTHER, Backend, Route, RouteTable
@@ -478,3 +478,13 @@ def test_a_verdict_holds_plain_numbers(embedded):
 
     assert not any(isinstance(p, np.generic) for p in verdict.probabilities.values())
     assert verdict.to_json()["source"] == "embedded"
+
+
+async def test_the_decision_says_when_the_latest_message_was_read_at_its_ends_only(embedded):
+    router = Router(TABLE, embedded)
+
+    short = await router.decide(SAID["music"])
+    long = await router.decide(" ".join([SAID["music"]] * 60))
+
+    assert (short.verdict.note, long.verdict.note) == ("", CUT_NOTE)
+    assert CUT_NOTE in long.reason

@@ -23,6 +23,8 @@ from fingerpost.routes import OTHER, Route, RouteTable
 LOOKALIKE = 0.93
 """Routes whose descriptions are more similar than this are hard to tell apart."""
 
+CUT_NOTE = "the latest message is long: its beginning and its end were read"
+
 _KEPT_TABLES = 64
 
 
@@ -58,10 +60,11 @@ class Embedded:
         start = time.perf_counter()
         matcher, steering = self.matcher(table)
         turns = [Turn(message.role, message.text, message.media) for message in conversation.messages]
-        encoded = self._encoder.encode(lay_out(turns, self._encoder.tokenize, steering))
+        laid = lay_out(turns, self._encoder.tokenize, steering)
+        encoded = self._encoder.encode(laid)
         shares = matcher.probabilities(encoded.vectors, encoded.none)[0]
         probabilities = dict(zip((*matcher.names, OTHER), shares.tolist(), strict=True))
-        return Verdict(probabilities, self.name, time.perf_counter() - start)
+        return Verdict(probabilities, self.name, time.perf_counter() - start, CUT_NOTE if laid.cut else "")
 
     def lookalikes(self, table: RouteTable) -> list[tuple[str, str, float]]:
         """Pairs of routes that the model can hardly tell apart, with or without their names, and their similarity."""

@@ -56,10 +56,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A text laid out for the encoder: token ids, and for each its segment (0: what counts, 1: what came before)."""
+    """A text laid out for the encoder: token ids, and for each its segment (0: what counts, 1: what came before).
+
+    `cut` says that the user's latest turn was too long to be read whole.
+    """
 
     ids: list[int]
     segments: list[int]
+    cut: bool = False
 
 
 def normalise(text: str) -> str:
@@ -230,9 +234,10 @@ def lay_out(turns: Sequence[Turn], tokenize: Tokenize, steering: Steering | None
     if not spoken:
         return Laid([CLS, SEP], [0, 0])
     last = latest_user(spoken)
-    ids = [CLS, *_said(spoken[last], LATEST_TOKENS, tokenize, steering), SEP]
+    marks, said = _said(spoken[last], tokenize, steering)
+    ids = [CLS, *marks, *_clip(said, LATEST_TOKENS), SEP]
     history = _history(spoken[:last], tokenize, steering)
-    return Laid(ids + history, [0] * len(ids) + [1] * len(history))
+    return Laid(ids + history, [0] * len(ids) + [1] * len(history), cut=len(said) > LATEST_TOKENS)
 
 
 def lay_out_route(text: str, tokenize: Tokenize) -> Laid:
@@ -246,19 +251,20 @@ def _history(turns: Sequence[Turn], tokenize: Tokenize, steering: Steering | Non
     for back, turn in enumerate(reversed(turns)):
         mark = USER_MARK if turn.role == "user" else ASSISTANT_MARK
         short = Turn(turn.role, turn.text[:OLDER_CHARACTERS], turn.media)
-        piece = [mark, *_said(short, OLDER_TOKENS if back else PREVIOUS_TOKENS, tokenize, steering)]
+        marks, said = _said(short, tokenize, steering)
+        piece = [mark, *marks, *_clip(said, OLDER_TOKENS if back else PREVIOUS_TOKENS)]
         if len(ids) + len(piece) > HISTORY_TOKENS:
             break
         ids += piece
     return [*ids, SEP] if ids else []
 
 
-def _said(turn: Turn, limit: int, tokenize: Tokenize, steering: Steering | None) -> list[int]:
+def _said(turn: Turn, tokenize: Tokenize, steering: Steering | None) -> tuple[list[int], list[int]]:
     text = normalise(_ends(turn.text))
     if steering is not None and turn.role == "user":
         text = steering.strip(text)
     marks = [MEDIA_MARKS[medium] for medium in dict.fromkeys(turn.media) if medium in MEDIA_MARKS]
-    return [*marks, *_clip(tokenize(text), limit)]
+    return marks, tokenize(text)
 
 
 def _ends(text: str) -> str:
