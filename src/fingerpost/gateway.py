@@ -38,6 +38,8 @@ MISCONFIGURED_STATUSES = frozenset({101, *range(300, 400), 401, 403, 404, 405, 4
 """The backend refuses our key, path or model, or points to another URL, where a client must not be sent with its prompt. The
 client cannot mend that, so the next backend is tried, this one not again."""
 
+_NEXT_BACKEND_STATUSES = BUSY_STATUSES | MISCONFIGURED_STATUSES
+
 _log = logging.getLogger("fingerpost.gateway")
 
 
@@ -157,7 +159,7 @@ class Gateway:
         why = "given up"
         try:
             reply = await self.upstreams[name].send(call)
-            if reply.status in BUSY_STATUSES | MISCONFIGURED_STATUSES:
+            if reply.status in _NEXT_BACKEND_STATUSES:
                 await reply.close()
                 status, why = reply.status, f"answered {reply.status}"
                 return None
