@@ -43,7 +43,7 @@ def frozen_encoder() -> Encoder:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     with TemporaryDirectory() as made:
-        export_encoder(pretrained(str(folder / "model.safetensors"), tokenizer.get_vocab()), tokenizer, Path(made), {})
+        export_encoder(pretrained(str(folder / "model.safetensors"), tokenizer.get_vocab()), tokenizer, [], Path(made), {})
         return Encoder(Path(made))
 
 

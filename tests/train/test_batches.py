@@ -5,10 +5,14 @@ import random
 import pytest
 
 from fingerpost.classifiers.embedded.text import Turn, route_text
-from fingerpost.train.batches import Batch, Recipe, sample_batch, worded
+from fingerpost.train.augment import Padding
+from fingerpost.train.batches import Batch, Recipe, Sources, sample_batch, worded
 from fingerpost.train.data import RouteSet, Sample
 
-PLAIN = Recipe(sgd_rows=3, snips_rows=2, sets=2, rows_per_set=4, drop=0, drop_sgd=0, merged=0, reworded=1, reworded_sgd=0)
+PLAIN = Recipe(
+    sgd_rows=3, snips_rows=2, sets=2, least=4, most=4, drop=0, drop_sgd=0, merged=0, bare=0, reworded=1, reworded_sgd=0
+)
+PADDING = Padding(("Hi",), ("all well?",), ("So,",), ("Thanks",), tuple(f"Boat {number} came back." for number in range(9)))
 
 
 WORDS = ("alpha", "beta", "gamma", "delta", "eta", "zeta", "theta", "iota", "kappa")
@@ -42,7 +46,7 @@ WRITTEN = [make_set(name, 6) for name in ("shop", "bank", "home")]
 
 
 def drawn(recipe=PLAIN, seed=0, written=WRITTEN) -> Batch:
-    return sample_batch(SGD, SNIPS, written, recipe, random.Random(seed))
+    return sample_batch(Sources(SGD, SNIPS, written, PADDING), recipe, random.Random(seed))
 
 
 def written_forms(name, description):
@@ -130,7 +134,7 @@ def test_routes_of_a_dialogues_domain_are_candidates_only_when_near(seed):
 
 
 def test_merged_routes_are_joined_and_their_conversations_follow():
-    recipe = Recipe(sgd_rows=1, snips_rows=0, sets=1, rows_per_set=7, drop=0, merged=1)
+    recipe = Recipe(sgd_rows=1, snips_rows=0, sets=1, least=7, most=7, drop=0, merged=1)
     batches = [drawn(recipe, seed, [make_set("shop", 9)]) for seed in range(20)]
 
     assert any(batch.sets.count("shop") < 9 for batch in batches)
@@ -145,15 +149,30 @@ def test_several_right_routes_are_all_right(count):
     routes = make_set("shop", 6)
     routes.samples = [Sample(turns("several"), tuple(f"shop_{word}" for word in WORDS[:count]))]
 
-    [row] = drawn(Recipe(sgd_rows=0, snips_rows=0, sets=1, rows_per_set=1, drop=0, merged=0), 0, [routes]).rows
+    [row] = drawn(Recipe(sgd_rows=0, snips_rows=0, sets=1, least=1, most=1, drop=0, merged=0), 0, [routes]).rows
 
     assert len(row.right) == count
 
 
 def test_a_set_of_one_route_whose_route_is_dropped_gives_no_row():
-    batch = drawn(Recipe(sgd_rows=0, snips_rows=0, sets=1, rows_per_set=5, drop=1), 0, [make_set("lone", 1, other=False)])
+    batch = drawn(Recipe(sgd_rows=0, snips_rows=0, sets=1, least=5, most=5, drop=1), 0, [make_set("lone", 1, other=False)])
 
     assert batch.rows == []
+
+
+def test_tables_of_bare_names_have_no_description():
+    batch = drawn(Recipe(bare=1, merged=0), 4)
+
+    assert batch.routes
+    assert not any(":" in text for text in batch.routes)
+
+
+@pytest.mark.parametrize(("routes", "rows"), [(2, 3), (8, 4), (9, 4)])
+def test_a_set_gives_a_row_for_every_two_routes_within_limits(routes, rows):
+    recipe = Recipe(sgd_rows=0, snips_rows=0, sets=1, least=3, most=4, drop=0, merged=0)
+    [found] = {len(drawn(recipe, seed, [make_set("shop", routes)]).rows) for seed in range(5)}
+
+    assert found == rows
 
 
 def test_no_written_sets_are_no_obstacle():

@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
 from fingerpost.classifiers.embedded.text import Turn
-from fingerpost.train.data import SNIPS, RouteSet, Sample, load_sgd, load_snips, load_written, read_lines, read_turns
+from fingerpost.train.data import (
+    SNIPS,
+    RouteSet,
+    Sample,
+    load_padding,
+    load_sgd,
+    load_snips,
+    load_written,
+    read_lines,
+    read_turns,
+    words_in,
+)
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 
@@ -87,6 +99,16 @@ def written(tmp_path):
                     route_of(("late", "Late parcels.")),
                 ],
             },
+            {
+                "set": "shop_areas",
+                "areas_of": "shop",
+                "topic": "shopping, by area",
+                "split": "train",
+                "routes": [
+                    {**route_of(("money", "Money: refunds.")), "covers": ["refund"]},
+                    {**route_of(("parcels", "Parcels.")), "covers": ["late"]},
+                ],
+            },
             {"set": "bank", "topic": "money", "split": "unseen", "routes": [route_of(("card", "Cards."))]},
         ],
     )
@@ -103,7 +125,7 @@ def written(tmp_path):
 
 
 def test_a_split_has_its_sets_with_all_wordings(written):
-    [shop] = load_written(written, "train")
+    shop, _ = load_written(written, "train")
 
     assert (shop.name, shop.topic, shop.weight) == ("shop", "shopping", 2.5)
     assert shop.routes == {
@@ -113,10 +135,42 @@ def test_a_split_has_its_sets_with_all_wordings(written):
 
 
 def test_conversations_are_labelled_with_all_right_routes_and_none_for_other(written):
-    [shop] = load_written(written, "train")
+    shop, _ = load_written(written, "train")
 
     assert [sample.right for sample in shop.samples] == [("refund",), ("refund", "late"), ()]
     assert shop.samples[0].turns == (Turn("user", "money back!"),)
+
+
+def test_areas_share_the_conversations_of_the_routes_that_they_cover(written):
+    shop, areas = load_written(written, "train")
+
+    assert list(areas.routes) == ["money", "parcels"]
+    assert [sample.right for sample in areas.samples] == [("money",), ("money", "parcels"), ()]
+    assert [sample.turns for sample in areas.samples] == [sample.turns for sample in shop.samples]
+
+
+def test_conversations_of_a_route_that_no_area_covers_are_left_out_of_the_areas(written):
+    rows = [json.loads(line) for line in (written / "route_sets.jsonl").read_text().splitlines()]
+    rows[1]["routes"].pop()
+    write_lines(written / "route_sets.jsonl", rows)
+
+    _, areas = load_written(written, "train")
+
+    assert [sample.right for sample in areas.samples] == [("money",), ()]
+
+
+def test_words_that_are_no_slips_are_those_written_more_than_once(written):
+    texts = ["my parcel is late", "where is the parcel", "prcel", "déjà parcel"]
+    routes = RouteSet("x", "x", {"a": [("a", "Refunds.")]}, [Sample((Turn("user", text),), ("a",)) for text in texts])
+
+    assert words_in([routes], RouteSet("sgd", "x", {})) == ["parcel", "refunds"]
+
+
+def test_what_is_written_around_requests_is_committed_and_repeats_nothing():
+    padding = load_padding(Path("train/data"))
+
+    for bank in (padding.greetings, padding.wishes, padding.leads, padding.endings, padding.sentences):
+        assert len(set(bank)) == len(bank) > 20
 
 
 def test_splits_are_kept_apart(written):

@@ -14,12 +14,13 @@ import torch
 from tokenizers import Tokenizer
 
 from fingerpost.classifiers.embedded.encoder import Encoder
+from fingerpost.classifiers.embedded.spelling import Spelling, whole_words
 from fingerpost.train import data
-from fingerpost.train.batches import Recipe
+from fingerpost.train.batches import Recipe, Sources
 from fingerpost.train.calibrate import calibrate
 from fingerpost.train.card import model_card
 from fingerpost.train.export import digest, export_encoder, read_settings, with_calibration, write_settings
-from fingerpost.train.fit import Plan, Sources, fit
+from fingerpost.train.fit import Plan, fit
 from fingerpost.train.measure import measure, score
 from fingerpost.train.network import Reader, pretrained
 
@@ -44,10 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
         data.load_sgd(options.data / "sgd"),
         data.load_snips(options.data / "train/snips_train.jsonl"),
         data.load_written(options.written, "train"),
+        data.load_padding(options.written),
     )
+    known = whole_words(tokenizer.get_vocab(with_added_tokens=False))
+    known_already = frozenset(known)
+    words = [word for word in data.words_in(sources.written, sources.sgd) if word not in known_already]
+    spelling = Spelling([*known, *words])
     work = options.out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    reader = fit(reader, sources, lambda said: tokenizer.encode(said, add_special_tokens=False).ids, plan, recipe, work)
+
+    def tokenize(said: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(said, add_special_tokens=False).ids
+        return ids
+
+    reader = fit(reader, sources, tokenize, spelling, plan, recipe, work)
     trained = reader.encoder.state_dict()
     reader.encoder.load_state_dict({name: published[name].lerp(trained[name], KEPT) for name in trained})
     about = {
@@ -58,15 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
         "stages": [{"sets": len(sources.written), "steps": plan.steps}],
         "kept": KEPT,
     }
-    settings = finish(reader, tokenizer, work / "artifact", options.data, options.written, about)
+    settings = finish(reader, tokenizer, words, work / "artifact", options.data, options.written, about)
     return _publish(work / "artifact", options.out, settings)
 
 
 def finish(
-    reader: Reader, tokenizer: Tokenizer, out: Path, shared: Path, written: Path, about: dict[str, Any]
+    reader: Reader, tokenizer: Tokenizer, words: list[str], out: Path, shared: Path, written: Path, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Exports a trained reader, calibrates and measures it, and writes its model card; returns the artifact's JSON."""
-    export_encoder(reader, tokenizer, out, about)
+    export_encoder(reader, tokenizer, words, out, about)
     settings = read_settings(out) or {}
     kept, others = data.load_written(written, "calibrate"), data.load_written(written, "train")
     measured = frozenset(row["group"] for row in data.read_lines(shared / "eval/sgd_dev.jsonl.gz"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fingerpost.classifiers.embedded.text import Turn, facets, route_text, words_of
-from fingerpost.train.augment import augmented
+from fingerpost.train.augment import Padding, augmented
 from fingerpost.train.data import RouteSet, Sample, Wording
 
 
@@ -15,19 +15,32 @@ from fingerpost.train.data import RouteSet, Sample, Wording
 class Recipe:
     """How many rows of what a batch has, and how its route sets are varied.
 
-    `drop` is the share of rows whose right route is taken away (so that none of the rest is right), `merged` the share of sets
-    in which routes are joined into broad ones, `reworded` the share of routes that also come in a second wording.
+    A written set gives a row for every two of its routes, within `least` and `most`. `drop` is the share of rows whose right
+    route is taken away (so that none of the rest is right), `merged` the share of sets in which routes are joined into broad
+    ones, `bare` that of sets whose routes have names only, `reworded` the share of routes that also come in a second wording.
     """
 
-    sgd_rows: int = 9
-    snips_rows: int = 2
-    sets: int = 5
-    rows_per_set: int = 5
+    sgd_rows: int = 10
+    snips_rows: int = 1
+    sets: int = 4
+    least: int = 7
+    most: int = 16
     drop: float = 0.08
     drop_sgd: float = 0.15
-    merged: float = 0.25
-    reworded: float = 0.5
+    merged: float = 0.15
+    bare: float = 0.2
+    reworded: float = 0.4
     reworded_sgd: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What to train on."""
+
+    sgd: RouteSet
+    snips: RouteSet
+    written: Sequence[RouteSet]
+    padding: Padding
 
 
 @dataclass(slots=True)
@@ -55,19 +68,20 @@ class Batch:
     reworded: list[tuple[int, str]] = field(default_factory=list)
 
 
-def sample_batch(sgd: RouteSet, snips: RouteSet, written: Sequence[RouteSet], recipe: Recipe, rng: random.Random) -> Batch:
+def sample_batch(sources: Sources, recipe: Recipe, rng: random.Random) -> Batch:
     """A batch of SGD rows, snips rows and rows of some written sets."""
-    batch = Batch()
+    batch, written = Batch(), sources.written
     chosen: dict[str, RouteSet] = {}
     while len(chosen) < min(recipe.sets, len(written)):
         drawn = rng.choices(written, [routes.weight for routes in written])[0]
         chosen[drawn.name] = drawn
-    sources = [(sgd, recipe.sgd_rows), (snips, recipe.snips_rows), *((s, recipe.rows_per_set) for s in chosen.values())]
-    views = [(_view(routes, recipe, rng), count) for routes, count in sources]
+    counts = [(sources.sgd, recipe.sgd_rows), (sources.snips, recipe.snips_rows)]
+    counts += [(routes, min(max(len(routes.routes) // 2, recipe.least), recipe.most)) for routes in chosen.values()]
+    views = [(_view(routes, recipe, rng), count) for routes, count in counts]
     pools = {routes.name: _add_routes(batch, routes, recipe, rng) for routes, _ in views}
     for routes, count in views:
         for sample in rng.sample(routes.samples, min(count, len(routes.samples))):
-            _add_row(batch, routes, sample, pools, recipe, rng)
+            _add_row(batch, routes, sample, pools, recipe, sources.padding, rng)
     return batch
 
 
@@ -84,7 +98,7 @@ def _view(routes: RouteSet, recipe: Recipe, rng: random.Random) -> RouteSet:
     """The set as one product might have it: SGD with some of its services, others sometimes with broader routes."""
     if routes.name == "sgd":
         services = sorted({key.split("/")[0] for key in routes.routes})
-        kept = set(rng.sample(services, 16))
+        kept = set(rng.sample(services, 14))
         drawn = rng.sample(routes.samples, recipe.sgd_rows * 4)
         fitting = [s for s in drawn if all(near.split("/")[0] in kept for near in s.near)]
         return RouteSet(routes.name, routes.topic, {k: w for k, w in routes.routes.items() if k.split("/")[0] in kept}, fitting)
@@ -127,10 +141,11 @@ def _broad(routes: RouteSet, group: list[str], rng: random.Random) -> Wording:
 def _add_routes(batch: Batch, routes: RouteSet, recipe: Recipe, rng: random.Random) -> dict[str, int]:
     places = {}
     share = recipe.reworded_sgd if routes.name == "sgd" else recipe.reworded
+    bare = rng.random() < recipe.bare
     for key, wordings in routes.routes.items():
         place = places[key] = len(batch.routes)
         first, *rest = rng.sample(wordings, len(wordings))
-        name, description = worded(first, rng)
+        name, description = (first[0], "") if bare else worded(first, rng)
         batch.routes.append(route_text(name, description))
         batch.sets.append(routes.name)
         listed = facets(name, description)
@@ -141,7 +156,13 @@ def _add_routes(batch: Batch, routes: RouteSet, recipe: Recipe, rng: random.Rand
 
 
 def _add_row(
-    batch: Batch, routes: RouteSet, sample: Sample, pools: dict[str, dict[str, int]], recipe: Recipe, rng: random.Random
+    batch: Batch,
+    routes: RouteSet,
+    sample: Sample,
+    pools: dict[str, dict[str, int]],
+    recipe: Recipe,
+    padding: Padding,
+    rng: random.Random,
 ) -> None:
     own = pools[routes.name]
     dropped = bool(sample.right) and rng.random() < (recipe.drop_sgd if routes.name == "sgd" else recipe.drop)
@@ -157,7 +178,7 @@ def _add_row(
         return
     right = [] if dropped else [own[key] for key in sample.right if key in own]
     names = [batch.routes[place].split(":")[0] for place in candidates]
-    batch.rows.append(Row(augmented(sample.turns, names, rng), [*candidates, *strangers], right, strangers, names))
+    batch.rows.append(Row(augmented(sample.turns, names, padding, rng), [*candidates, *strangers], right, strangers, names))
 
 
 def _candidates(routes: RouteSet, sample: Sample, dropped: bool, rng: random.Random) -> list[str]:

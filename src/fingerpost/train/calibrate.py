@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from fingerpost.classifiers.embedded.encoder import Array, Encoder
 from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, features, taught_features, taught_scores, teach
-from fingerpost.classifiers.embedded.text import Steering, facets, lay_out, route_text
+from fingerpost.classifiers.embedded.spelling import cleaner
+from fingerpost.classifiers.embedded.text import facets, lay_out, route_text
 from fingerpost.train.data import RouteSet, Wording
 
 START = Calibration(20.0, (0.0, 0.0, 0.0), 1.0, (0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), 0.03)
@@ -72,8 +73,9 @@ def match(encoder: Encoder, wordings: Sequence[Wording], calibration: Calibratio
 def read_set(encoder: Encoder, routes: RouteSet) -> tuple[Array, Array, list[int]]:
     """Vectors, none scores and right routes (-1: none) of a set's conversations."""
     keys = list(routes.routes)
-    steering = Steering(name for wordings in routes.routes.values() for name, _ in wordings)
-    encoded = encoder.encode_many([lay_out(sample.turns, encoder.tokenize, steering) for sample in routes.samples])
+    wordings = [wording for several in routes.routes.values() for wording in several]
+    clean = cleaner((name for name, _ in wordings), (text for wording in wordings for text in wording), encoder.spelling)
+    encoded = encoder.encode_many([lay_out(sample.turns, encoder.tokenize, clean) for sample in routes.samples])
     return encoded.vectors, encoded.none, [keys.index(s.right[0]) if s.right else -1 for s in routes.samples]
 
 
@@ -110,7 +112,7 @@ def _easy_case(encoder: Encoder, sgd: RouteSet, others: Sequence[RouteSet], star
     extra = rng.choice([0, 0, 0, 25, 120]) if near else 0
     table = [*own, *_distractors(encoder, own, others, extra, start, rng)]
     matcher = match(encoder, table, start)
-    read = encoder.encode(lay_out(sample.turns, encoder.tokenize))
+    read = encoder.encode(lay_out(sample.turns, encoder.tokenize, encoder.spelling.mend))
     right = np.array([keys.index(sample.right[0]) if near else len(table)])
     return Case(matcher.scores(read.vectors), read.none, right, features(len(table), matcher.nameless))
 
@@ -168,7 +170,10 @@ def _easy_taught_case(encoder: Encoder, sgd: RouteSet, start: Calibration, rng: 
     seen = [(sample, place) for place, key in enumerate(keys) for sample in inside[key][:count]]
     rest = [(sample, place) for place, key in enumerate(keys) for sample in inside[key][count : count + 10]]
     rest += [(sample, len(keys)) for sample in outside[: max(1, len(rest) // 5)]]
-    examples, asked = (encoder.encode_many([lay_out(s.turns, encoder.tokenize) for s, _ in part]) for part in (seen, rest))
+    mend = encoder.spelling.mend
+    examples, asked = (
+        encoder.encode_many([lay_out(s.turns, encoder.tokenize, mend) for s, _ in part]) for part in (seen, rest)
+    )
     matcher = match(encoder, wordings, start)
     places = [place for _, place in seen]
     lesson = teach(examples.vectors, places, matcher.scores(examples.vectors), start, matcher.sharpness)

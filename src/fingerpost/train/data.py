@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fingerpost.classifiers.embedded.text import Turn
 from fingerpost.routes import OTHER
+from fingerpost.train.augment import Padding
 
 Wording = tuple[str, str]
 """A route's name and description, one of the several ways in which it might have been written."""
@@ -63,17 +67,34 @@ def _turn(role: str, content: str | list[dict[str, Any]] | None) -> Turn:
 
 
 def load_written(folder: Path, split: str) -> list[RouteSet]:
-    """The written route sets of one split (train, calibrate or unseen)."""
+    """The written route sets of one split (train, calibrate or unseen).
+
+    A set that is `areas_of` another has broad routes, each of which covers some of the other's, and its conversations.
+    """
     sets: dict[str, RouteSet] = {}
+    areas: dict[str, list[tuple[str, dict[str, str]]]] = defaultdict(list)
     for row in read_lines(folder / "route_sets.jsonl"):
         if row["split"] == split:
             routes = {r["wordings"][0]["name"]: [(w["name"], w["description"]) for w in r["wordings"]] for r in row["routes"]}
             sets[row["set"]] = RouteSet(row["set"], row["topic"], routes, weight=row.get("weight", 1.0))
+            if "areas_of" in row:
+                area = {covered: r["wordings"][0]["name"] for r in row["routes"] for covered in r["covers"]}
+                areas[row["areas_of"]].append((row["set"], area))
     for row in read_lines(folder / "conversations.jsonl"):
         if row["set"] in sets:
             right = () if row["route"] == OTHER else (row["route"], *row["also"])
-            sets[row["set"]].samples.append(Sample(read_turns(row["messages"]), right))
+            turns = read_turns(row["messages"])
+            sets[row["set"]].samples.append(Sample(turns, right))
+            for name, area in areas[row["set"]]:
+                if all(route in area for route in right):
+                    sets[name].samples.append(Sample(turns, tuple(dict.fromkeys(area[route] for route in right))))
     return list(sets.values())
+
+
+def load_padding(folder: Path) -> Padding:
+    """What is written around requests in training."""
+    banks = json.loads((folder / "padding.json").read_text(encoding="utf-8"))
+    return Padding(**{name: tuple(bank) for name, bank in banks.items()})
 
 
 def load_sgd(folder: Path, split: str = "train", leave: frozenset[str] = frozenset()) -> RouteSet:
@@ -101,6 +122,19 @@ def load_sgd(folder: Path, split: str = "train", leave: frozenset[str] = frozens
             if turn["role"] == "user" and turn["intents"]:
                 sgd.samples.append(Sample(tuple(turns[: i + 1]), tuple(turn["intents"]), near, blurred))
     return sgd
+
+
+def words_in(written: Sequence[RouteSet], sgd: RouteSet) -> list[str]:
+    """Words that are surely no slips of the keyboard, the most frequent first: those said or described several times."""
+    said = Counter(word for routes in written for word in _words(routes))
+    said += Counter({word: count // 4 for word, count in Counter(_words(sgd)).items()})
+    return [word for word, count in sorted(said.items(), key=lambda pair: (-pair[1], pair[0])) if count > 1 and len(word) > 3]
+
+
+def _words(routes: RouteSet) -> Iterator[str]:
+    texts = [text for wordings in routes.routes.values() for _, text in wordings for _ in range(2)]
+    texts += [sample.turns[-1].text for sample in routes.samples]
+    return (word.lower() for text in texts if text.isascii() for word in re.findall(r"[A-Za-z]+", text))
 
 
 SNIPS: dict[str, list[Wording]] = {

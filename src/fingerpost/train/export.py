@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from fingerpost.train.graph import encoder_model
 from fingerpost.train.network import Reader
 
 
-def export_encoder(reader: Reader, tokenizer: Tokenizer, out: Path, about: Mapping[str, Any]) -> None:
-    """Writes the encoder, the tokenizer and a JSON that lacks only calibration and figures."""
+def export_encoder(reader: Reader, tokenizer: Tokenizer, words: Sequence[str], out: Path, about: Mapping[str, Any]) -> None:
+    """Writes the encoder, the tokenizer, `words` that are no slips either, and a JSON that lacks calibration and figures."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().numpy() for name, value in reader.encoder.state_dict().items()}
-    none_weight, none_bias = (value.detach().cpu().numpy() for value in (reader.none.weight, reader.none.bias))
-    onnx.save(encoder_model(weights, none_weight, none_bias), str(out / "encoder.onnx"))
+    head = [value.detach().cpu().numpy() for value in (reader.weigh.weight, reader.none.weight, reader.none.bias)]
+    onnx.save(encoder_model(weights, *head), str(out / "encoder.onnx"))
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    (out / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     settings = {"format": FORMAT, "width": weights["words.weight"].shape[1], **about}
     write_settings(out, settings)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fingerpost.classifiers.embedded.text import PAD, Laid, Steering, Tokenize, lay_out, lay_out_route
-from fingerpost.train.batches import Batch, Recipe, Row, sample_batch
-from fingerpost.train.data import RouteSet
-from fingerpost.train.network import Read, Reader
+from fingerpost.classifiers.embedded.spelling import Spelling, cleaner
+from fingerpost.classifiers.embedded.text import PAD, Laid, Tokenize, as_it_is, lay_out, lay_out_route
+from fingerpost.train.batches import Batch, Recipe, Row, Sources, sample_batch
+from fingerpost.train.network import Reader
 
 IMPOSSIBLE = -1e4
 ALIKE = 0.5
@@ -36,26 +36,17 @@ class Plan:
     keep_every: int = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What to train on."""
-
-    sgd: RouteSet
-    snips: RouteSet
-    written: Sequence[RouteSet]
-
-
 def fit(
     reader: Reader,
     sources: Sources,
     tokenize: Tokenize,
+    spelling: Spelling,
     plan: Plan,
     recipe: Recipe,
     out: Path,
     watch: Callable[[int, Reader], None] = lambda step, reader: None,
 ) -> Reader:
     """The averaged model after `plan.steps` steps; calls `watch` with it whenever it has been saved."""
-    device = next(reader.parameters()).device
     average = copy.deepcopy(reader).eval()
     optimizer = _optimizer(reader, plan)
     first = _resume(out / "checkpoint.pt", reader, average, optimizer)
@@ -67,8 +58,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _share(step, plan.steps)
         reader.train()
-        batch = sample_batch(sources.sgd, sources.snips, sources.written, recipe, rng)
-        loss, hits = batch_loss(reader, batch, tokenize, rng, plan.rewording, device)
+        batch = sample_batch(sources, recipe, rng)
+        loss, hits = batch_loss(reader, batch, tokenize, spelling, rng, plan.rewording)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
@@ -86,20 +77,25 @@ def fit(
 
 
 def batch_loss(
-    reader: Reader, batch: Batch, tokenize: Tokenize, rng: random.Random, rewording: float, device: torch.device
+    reader: Reader, batch: Batch, tokenize: Tokenize, spelling: Spelling, rng: random.Random, rewording: float
 ) -> tuple[Tensor, float]:
     """The loss of a batch and the share of its rows that the model gets right.
 
     Each row's loss is a softmax over its candidates and none-of-these; added to it is one over all routes of the batch, in
     which every reworded route must find itself.
     """
+    device = next(reader.parameters()).device
     extra = [text for _, text in [*batch.facets, *batch.reworded]]
     vectors = route_vectors(reader, [*batch.routes, *extra], tokenize, device)
-    routes, facets, reworded = vectors.split([len(batch.routes), len(batch.facets), len(batch.reworded)])
+    counts = [len(batch.routes), len(batch.facets), len(batch.reworded)]
+    routes, facets, reworded = torch.split(vectors, counts)  # type: ignore[no-untyped-call]
     alike = (routes.detach() @ routes.detach().T) > ALIKE
     owners = torch.tensor([place for place, _ in batch.facets], dtype=torch.long, device=device)
-    # Half of the rows are read as at run time, the others with what addresses the router left in.
-    laid = [lay_out(row.turns, tokenize, Steering(row.names) if rng.random() < 0.5 else None) for row in batch.rows]
+    # Half of the rows are read as at run time, the others with what addresses the router, and slips, left in.
+    laid = [
+        lay_out(row.turns, tokenize, cleaner(row.names, row.names, spelling) if rng.random() < 0.5 else as_it_is)
+        for row in batch.rows
+    ]
     losses, hits = [], 0
     for places, read in read_all(reader, laid, 12, device):
         allowed, right = _targets([batch.rows[i] for i in places], alike)
@@ -113,7 +109,7 @@ def batch_loss(
     return loss, hits / len(batch.rows)
 
 
-def read_all(reader: Reader, laid: Sequence[Laid], size: int, device: torch.device) -> list[tuple[list[int], Read]]:
+def read_all(reader: Reader, laid: Sequence[Laid], size: int, device: torch.device) -> list[tuple[list[int], Tensor]]:
     """All texts read in batches of similar length, each batch with the places of its texts."""
     order = sorted(range(len(laid)), key=lambda place: len(laid[place].ids))
     batches = [order[i : i + size] for i in range(0, len(order), size)]
@@ -124,7 +120,7 @@ def route_vectors(reader: Reader, texts: Sequence[str], tokenize: Tokenize, devi
     """The vectors of route texts, in their order."""
     read = read_all(reader, [lay_out_route(text, tokenize) for text in texts], 48, device)
     places = torch.tensor([place for where, _ in read for place in where], device=device)
-    return torch.cat([one.pooled for _, one in read])[places.argsort()]
+    return torch.cat([one for _, one in read])[places.argsort()]
 
 
 def _padded(laid: Sequence[Laid], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ class Graph:
         return self.node("SkipLayerNormalization", [x, skip, gamma, beta], f"{name}.out", MICROSOFT, epsilon=1e-12)
 
 
-def encoder_model(weights: Mapping[str, Array], none_weight: Array, none_bias: Array) -> onnx.ModelProto:
+def encoder_model(weights: Mapping[str, Array], weigh: Array, none_weight: Array, none_bias: Array) -> onnx.ModelProto:
     """The ONNX model: `ids`, `segments` (int32, rows x length) to unit `vectors` (rows x width) and `none` scores (rows)."""
     graph = Graph()
     x = _embeddings(graph, weights)
@@ -74,7 +74,9 @@ def encoder_model(weights: Mapping[str, Array], none_weight: Array, none_bias: A
         fed = graph.node("Gelu", [graph.linear(x, f"{inside}.inner", weights)], f"{inside}.gelu", MICROSOFT)
         x = graph.norm(graph.linear(fed, f"{inside}.outer", weights), x, f"{inside}.outer_norm", weights)
     axis = graph.constant("axis", np.array([1], np.int64))
-    mean = graph.node("ReduceMean", [x, axis], "mean", keepdims=0)
+    raw = graph.node("MatMul", [x, graph.constant("weigh", weigh.reshape(-1, 1))], "weigh.product")
+    shares = graph.node("Softmax", [raw], "weigh.shares", axis=1)
+    mean = graph.node("ReduceSum", [graph.node("Mul", [x, shares], "weighed"), axis], "mean", keepdims=0)
     vectors = graph.node("LpNormalization", [mean], "vectors", axis=-1, p=2)
     column, bias = graph.constant("none.weight", none_weight.reshape(-1, 1)), graph.constant("none.bias", none_bias.reshape(1))
     scored = graph.node("Add", [graph.node("MatMul", [vectors, column], "none.product"), bias], "none.column")

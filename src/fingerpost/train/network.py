@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,7 +38,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Token ids to word vectors: BERT's embeddings and six layers."""
 
-    def __init__(self, dropout: float = 0.1) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.words = nn.Embedding(30522, WIDTH)
         self.positions = nn.Embedding(512, WIDTH)
@@ -59,52 +57,44 @@ class Encoder(nn.Module):
         return x, mask
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What the encoder gives for a batch: unit vectors, word vectors and which words are real."""
-
-    pooled: Tensor
-    words: Tensor
-    mask: Tensor
-
-
 class Reader(nn.Module):
-    """The whole model: encoder, route looks, none-of-these."""
+    """The whole model: encoder, which words count, none-of-these."""
 
-    def __init__(self, dropout: float = 0.1) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.encoder = Encoder(dropout)
+        self.weigh = nn.Linear(WIDTH, 1, bias=False)
         self.none = nn.Linear(WIDTH, 1)
         self.none_per_route = nn.Parameter(torch.tensor(0.3))
         self.log_scale = nn.Parameter(torch.tensor(20.0).log())
         with torch.no_grad():
+            self.weigh.weight.zero_()
             self.none.weight.zero_()
             self.none.bias.fill_(6.0)
 
-    def read(self, ids: Tensor, segments: Tensor) -> Read:
-        """Pooled and word vectors of laid-out texts (padded with `PAD`)."""
+    def read(self, ids: Tensor, segments: Tensor) -> Tensor:
+        """Pooled vectors of laid-out texts (padded with `PAD`): means in which some words count more than others."""
         hidden, mask = self.encoder(ids, segments)
-        weight = mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
-        return Read(pooled, F.normalize(hidden, dim=-1), mask)
+        weight = self.weigh(hidden).masked_fill(~mask.unsqueeze(-1), -torch.inf).softmax(1)
+        return F.normalize((hidden * weight).sum(1), dim=-1)
 
-    def scores(self, conversations: Read, routes: Tensor, facets: Tensor, owners: Tensor) -> Tensor:
+    def scores(self, conversations: Tensor, routes: Tensor, facets: Tensor, owners: Tensor) -> Tensor:
         """Scores of every conversation for every route, conversations x routes.
 
         A route's similarity is the mean of that with its whole text and that with its best text, where the `facets` (with
         the places of the routes that own them) are further texts.
         """
-        whole = conversations.pooled @ routes.T
-        parts = conversations.pooled @ facets.T
+        whole = conversations @ routes.T
+        parts = conversations @ facets.T
         best = whole.scatter_reduce(1, owners.expand(len(parts), -1), parts, "amax", include_self=True)
         return self.log_scale.exp() * (whole + best) / 2  # type: ignore[no-any-return]
 
-    def none_scores(self, conversations: Read, counts: Tensor) -> Tensor:
+    def none_scores(self, conversations: Tensor, counts: Tensor) -> Tensor:
         """Scores of none-of-these, given how many routes each conversation has to choose from."""
-        return self.none(conversations.pooled).squeeze(-1) + self.none_per_route * (counts.float() / 10).log()  # type: ignore[no-any-return]
+        return self.none(conversations).squeeze(-1) + self.none_per_route * (counts.float() / 10).log()  # type: ignore[no-any-return]
 
 
-def pretrained(weights: str, vocabulary: dict[str, int], dropout: float = 0.1) -> Reader:
+def pretrained(weights: str, vocabulary: dict[str, int], dropout: float = 0.0) -> Reader:
     """A Reader that starts from all-MiniLM-L6-v2's published weights."""
     found = load_file(weights)
     reader = Reader(dropout)

@@ -16,7 +16,8 @@ import numpy as np
 from fingerpost.chat import Conversation
 from fingerpost.classifiers.embedded.encoder import ARTIFACT, Encoder
 from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, teach
-from fingerpost.classifiers.embedded.text import Steering, Turn, facets, lay_out, route_text
+from fingerpost.classifiers.embedded.spelling import cleaner
+from fingerpost.classifiers.embedded.text import Clean, Turn, facets, lay_out, route_text
 from fingerpost.records import Verdict
 from fingerpost.routes import OTHER, Route, RouteTable
 
@@ -40,7 +41,7 @@ class Embedded:
     def __init__(self, artifact: Path = ARTIFACT, threads: int = 1) -> None:
         self._artifact = artifact
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="fingerpost-embedded")
-        self._tables: OrderedDict[bytes, tuple[Matcher, Steering]] = OrderedDict()
+        self._tables: OrderedDict[bytes, tuple[Matcher, Clean]] = OrderedDict()
         self._lock = Lock()
 
     async def prepare(self, table: RouteTable) -> None:
@@ -58,9 +59,9 @@ class Embedded:
     def read(self, conversation: Conversation, table: RouteTable) -> Verdict:
         """What `classify` answers, in the calling thread."""
         start = time.perf_counter()
-        matcher, steering = self.matcher(table)
+        matcher, clean = self.matcher(table)
         turns = [Turn(message.role, message.text, message.media) for message in conversation.messages]
-        laid = lay_out(turns, self._encoder.tokenize, steering)
+        laid = lay_out(turns, self._encoder.tokenize, clean)
         encoded = self._encoder.encode(laid)
         shares = matcher.probabilities(encoded.vectors, encoded.none)[0]
         probabilities = dict(zip((*matcher.names, OTHER), shares.tolist(), strict=True))
@@ -77,12 +78,14 @@ class Embedded:
         places = np.argwhere(np.triu(alike, 1) > LOOKALIKE)
         return [(matcher.names[one], matcher.names[two], float(alike[one, two])) for one, two in places.tolist()]
 
-    def matcher(self, table: RouteTable) -> tuple[Matcher, Steering]:
-        """A table's routes as the model sees them, and what finds steering towards them."""
+    def matcher(self, table: RouteTable) -> tuple[Matcher, Clean]:
+        """A table's routes as the model sees them, and what cleans requests to it."""
         with self._lock:
             found = self._tables.get(table.digest)
             if found is None:
-                found = self._match(table.described), Steering(route.name for route in table.routes)
+                texts = [text for route in table.routes for text in (route.name, route.description, *route.examples)]
+                names = [route.name for route in table.routes]
+                found = self._match(table.described), cleaner(names, texts, self._encoder.spelling)
                 self._tables[table.digest] = found
             self._tables.move_to_end(table.digest)
             while len(self._tables) > _KEPT_TABLES:
@@ -110,7 +113,8 @@ class Embedded:
         examples = [(place, example) for place, route in enumerate(routes) for example in route.examples]
         if not examples:
             return matcher
-        laid = [lay_out([Turn("user", example)], self._encoder.tokenize) for _, example in examples]
+        mend = self._encoder.spelling.mend
+        laid = [lay_out([Turn("user", example)], self._encoder.tokenize, mend) for _, example in examples]
         seen = self._encoder.encode_many(laid).vectors
         lesson = teach(seen, [place for place, _ in examples], matcher.scores(seen), calibration, matcher.sharpness)
         return replace(matcher, lesson=lesson)

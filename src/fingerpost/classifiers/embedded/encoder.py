@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 from tokenizers import Tokenizer
 
+from fingerpost.classifiers.embedded.spelling import Spelling, whole_words
 from fingerpost.classifiers.embedded.text import Laid, lay_out_route
 
 Array = npt.NDArray[np.float32]
@@ -61,6 +62,8 @@ class Encoder:
             str(artifact / "encoder.onnx"), options, providers=["CPUExecutionProvider"]
         )
         self._routes: OrderedDict[str, Array] = OrderedDict()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+        self.spelling = Spelling([*whole_words(vocabulary), *(artifact / "words.txt").read_text(encoding="utf-8").split()])
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text, without any mark."""

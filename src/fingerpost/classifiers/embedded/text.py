@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 Tokenize = Callable[[str], list[int]]
+Clean = Callable[[str], str]
+"""What is done to a user's words before they are read: steering is taken out, slips are mended."""
 
 # BERT's vocabulary has spare entries; a mark from there costs one token and means nothing else.
 PAD, CLS, SEP = 0, 101, 102
@@ -25,7 +27,7 @@ MARK_WORDS = {
 }
 """What the marks mean before training: the mean of these words' vectors."""
 
-LATEST_TOKENS = 80
+LATEST_TOKENS = 56
 HISTORY_TOKENS = 56
 PREVIOUS_TOKENS = 28
 OLDER_TOKENS = 18
@@ -225,18 +227,23 @@ def latest_user(turns: Sequence[Turn]) -> int:
     return max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
 
 
-def lay_out(turns: Sequence[Turn], tokenize: Tokenize, steering: Steering | None = None) -> Laid:
+def as_it_is(text: str) -> str:
+    """The text itself, where nothing is to be cleaned."""
+    return text
+
+
+def lay_out(turns: Sequence[Turn], tokenize: Tokenize, clean: Clean = as_it_is) -> Laid:
     """A conversation for the encoder: the user's latest turn (segment 0), then what came before, newest first (segment 1).
 
-    System text and tool output never decide what the user wants, so they are left out.
+    `clean` is applied to what the user says. System text and tool output never decide what the user wants: they are left out.
     """
     spoken = [turn for turn in turns if turn.role in ("user", "assistant")]
     if not spoken:
         return Laid([CLS, SEP], [0, 0])
     last = latest_user(spoken)
-    marks, said = _said(spoken[last], tokenize, steering)
+    marks, said = _said(spoken[last], tokenize, clean)
     ids = [CLS, *marks, *_clip(said, LATEST_TOKENS), SEP]
-    history = _history(spoken[:last], tokenize, steering)
+    history = _history(spoken[:last], tokenize, clean)
     return Laid(ids + history, [0] * len(ids) + [1] * len(history), cut=len(said) > LATEST_TOKENS)
 
 
@@ -246,12 +253,12 @@ def lay_out_route(text: str, tokenize: Tokenize) -> Laid:
     return Laid(ids, [0] * len(ids))
 
 
-def _history(turns: Sequence[Turn], tokenize: Tokenize, steering: Steering | None) -> list[int]:
+def _history(turns: Sequence[Turn], tokenize: Tokenize, clean: Clean) -> list[int]:
     ids: list[int] = []
     for back, turn in enumerate(reversed(turns)):
         mark = USER_MARK if turn.role == "user" else ASSISTANT_MARK
         short = Turn(turn.role, turn.text[:OLDER_CHARACTERS], turn.media)
-        marks, said = _said(short, tokenize, steering)
+        marks, said = _said(short, tokenize, clean)
         piece = [mark, *marks, *_clip(said, OLDER_TOKENS if back else PREVIOUS_TOKENS)]
         if len(ids) + len(piece) > HISTORY_TOKENS:
             break
@@ -259,10 +266,10 @@ def _history(turns: Sequence[Turn], tokenize: Tokenize, steering: Steering | Non
     return [*ids, SEP] if ids else []
 
 
-def _said(turn: Turn, tokenize: Tokenize, steering: Steering | None) -> tuple[list[int], list[int]]:
+def _said(turn: Turn, tokenize: Tokenize, clean: Clean) -> tuple[list[int], list[int]]:
     text = normalise(_ends(turn.text))
-    if steering is not None and turn.role == "user":
-        text = steering.strip(text)
+    if turn.role == "user":
+        text = clean(text)
     marks = [MEDIA_MARKS[medium] for medium in dict.fromkeys(turn.media) if medium in MEDIA_MARKS]
     return marks, tokenize(text)
 
