@@ -99,7 +99,7 @@ def by_set(sets: Sequence[Row], rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in sets:
-        mine = [row for row in rows if row["set"] == one["set"]]
+        mine = [row for row in rows if row["set"] == one.get("areas_of", one["set"])]
         words = [words_of(user_text(row)) for row in mine]
         grams = [gram for said in words for gram in trigrams(said)]
         cells = [

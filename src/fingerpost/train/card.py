@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fingerpost.classifiers.embedded.text import HISTORY_TOKENS, LATEST_TOKENS
+
 _HEAD = """# Model card: fingerpost's embedded reader
 
 A six-layer encoder (22 million parameters, int8) that reads a conversation and the descriptions of routes and says how likely
@@ -14,8 +16,8 @@ each route, and none of them, is. One encoder pass a decision; route vectors are
 - Trained on: `train/data` (written for this project, CC-BY-4.0), Schema-Guided Dialogue train with SGD-X rewordings
   (CC-BY-SA-4.0), SNIPS train (CC0). Digest of the data: `{data}`.
 - Never trained on: CLINC150, BANKING77, HWU64, anything under `eval/`, the written sets marked `calibrate` or `unseen`.
-- Input: the user's latest turn (its first and last 40 tokens where it is longer than 80), then up to 56 tokens of what was said
-  before, newest first. System text and tool output are not read.
+- Input: the user's latest turn (its first and last {half} tokens where it is longer than {latest}), slips of the keyboard
+  mended, then up to {history} tokens of what was said before, newest first. System text and tool output are not read.
 - Made by the loop of `python -m fingerpost.train --data DIR --out DIR` (seed {seed}): {stages}.
   The shipped encoder is {kept:.0%} trained and the rest MiniLM's own weights.
 
@@ -51,6 +53,9 @@ def model_card(settings: Mapping[str, Any]) -> str:
         seed=settings["plan"]["seed"],
         stages=", then ".join(f"{stage['steps']} steps on {stage['sets']} written sets" for stage in settings["stages"]),
         kept=settings["kept"],
+        latest=LATEST_TOKENS,
+        half=LATEST_TOKENS // 2,
+        history=HISTORY_TOKENS,
     )
     return head + "".join(_line(name, board) for name, board in settings["figures"].items()) + _TAIL
 

@@ -27,8 +27,8 @@ ALIKE = 0.5
 class Plan:
     """How long and how fast to train."""
 
-    steps: int = 1000
-    rate: float = 7e-5
+    steps: int = 1100
+    rate: float = 1e-4
     fresh_rate: float = 7e-4
     average: float = 0.99
     rewording: float = 0.3
