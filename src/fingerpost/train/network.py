@@ -15,7 +15,7 @@ WIDTH, HEADS, LAYERS, INNER = 384, 12, 6, 1536
 class Layer(nn.Module):
     """One BERT block."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.attended = nn.Linear(WIDTH, WIDTH)
@@ -23,35 +23,32 @@ class Layer(nn.Module):
         self.inner = nn.Linear(WIDTH, INNER)
         self.outer = nn.Linear(INNER, WIDTH)
         self.outer_norm = nn.LayerNorm(WIDTH, eps=1e-12)
-        self.dropout = dropout
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         rows, length, _ = x.shape
         q, k, v = self.qkv(x).view(rows, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         mixed = self.attended(mixed.transpose(1, 2).reshape(rows, length, WIDTH))
-        x = self.attended_norm(x + F.dropout(mixed, self.dropout, self.training))
+        x = self.attended_norm(x + mixed)
         fed: Tensor = self.outer(F.gelu(self.inner(x)))
-        return self.outer_norm(x + F.dropout(fed, self.dropout, self.training))  # type: ignore[no-any-return]
+        return self.outer_norm(x + fed)  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
     """Token ids to word vectors: BERT's embeddings and six layers."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(30522, WIDTH)
         self.positions = nn.Embedding(512, WIDTH)
         self.segments = nn.Embedding(2, WIDTH)
         self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
-        self.layers = nn.ModuleList(Layer(dropout) for _ in range(LAYERS))
-        self.dropout = dropout
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
 
     def forward(self, ids: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
         mask = ids != PAD
         positions = torch.arange(ids.shape[1], device=ids.device)
         x = self.norm(self.words(ids) + self.positions(positions) + self.segments(segments))
-        x = F.dropout(x, self.dropout, self.training)
         for layer in self.layers:
             x = layer(x, mask)
         return x, mask
@@ -60,9 +57,9 @@ class Encoder(nn.Module):
 class Reader(nn.Module):
     """The whole model: encoder, which words count, none-of-these."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder = Encoder(dropout)
+        self.encoder = Encoder()
         self.weigh = nn.Linear(WIDTH, 1, bias=False)
         self.none = nn.Linear(WIDTH, 1)
         self.none_per_route = nn.Parameter(torch.tensor(0.3))
@@ -94,10 +91,10 @@ class Reader(nn.Module):
         return self.none(conversations).squeeze(-1) + self.none_per_route * (counts.float() / 10).log()  # type: ignore[no-any-return]
 
 
-def pretrained(weights: str, vocabulary: dict[str, int], dropout: float = 0.0) -> Reader:
+def pretrained(weights: str, vocabulary: dict[str, int]) -> Reader:
     """A Reader that starts from all-MiniLM-L6-v2's published weights."""
     found = load_file(weights)
-    reader = Reader(dropout)
+    reader = Reader()
     state = reader.encoder.state_dict()
     for name in state:
         state[name] = _published(name, found)

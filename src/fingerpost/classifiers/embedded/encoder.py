@@ -22,7 +22,7 @@ Array = npt.NDArray[np.float32]
 ARTIFACT = Path(__file__).with_name("artifact")
 """The trained model that ships in the package."""
 
-FORMAT = 1
+FORMAT = 2
 """The artifact format that this code reads."""
 
 _MANY = 32

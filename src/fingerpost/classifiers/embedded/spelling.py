@@ -35,11 +35,8 @@ class Spelling:
         """The text with slips mended; `own` are further words (lower case) that are right and are preferred."""
         words = _WORD.findall(text)
         unknown = {word for word in words if self._is_unknown(word, own)}
-        if (
-            not unknown
-            or len(unknown) > _MOST
-            or not self._is_english([word for word in words if word.lower() not in own], unknown)
-        ):
+        others = [word for word in words if word.lower() not in own]
+        if not unknown or len(unknown) > _MOST or not self._is_english(others, unknown):
             return text
         mended = {word: better for word in unknown if (better := self._nearest(word.lower(), own))}
         return _WORD.sub(lambda match: mended.get(match.group(), match.group()), text) if mended else text
