@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,12 @@ def test_the_artifact_states_what_it_was_made_from():
 
     assert settings["format"] == FORMAT
     assert {"width", "calibration", "base", "data_sha256"} <= settings.keys()
+
+
+def test_the_runtime_neither_keeps_a_device_id_nor_reports_to_its_maker(tmp_path):
+    code = "from fingerpost.classifiers.embedded.encoder import Encoder; Encoder()"
+
+    run = subprocess.run([sys.executable, "-c", code], env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
+
+    assert list(tmp_path.iterdir()) == []
+    assert run.stderr == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from tokenizers import Tokenizer
 
 from fingerpost.classifiers.embedded.spelling import Spelling, whole_words
 from fingerpost.classifiers.embedded.text import Laid, lay_out_route
+
+# ONNX Runtime for Linux keeps a device id and reports to its maker unless it is told not to before it loads; a gateway speaks
+# to its backends and to nobody else.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # noqa: TID251
+
+import onnxruntime
 
 Array = npt.NDArray[np.float32]
 
