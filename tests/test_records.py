@@ -27,7 +27,7 @@ DECISION = Decision(
 
 
 def exchange(**fields):
-    given = {"request_id": "r1", "outcome": "completed", "status": 200, "stream": True, "elapsed": 1.5}
+    given = {"request_id": "r1", "outcome": "completed", "status": 200, "key": None, "stream": True, "elapsed": 1.5}
     return Exchange(**given | {"decision": DECISION, "attempts": (Attempt("small", 200),)} | fields)
 
 
@@ -85,7 +85,8 @@ def test_an_exchange_tells_the_whole_story():
     told = exchange(first_byte=0.5, sent_bytes=10, usage=Usage(1_000_000, 100_000)).to_json()
 
     assert told == {
-        "request_id": "r1", "outcome": "completed", "status": 200, "stream": True, "route": "chat", "backend": "small",
+        "request_id": "r1", "outcome": "completed", "status": 200, "key": None, "stream": True, "route": "chat",
+        "backend": "small",
         "confidence": 0.7, "source": "embedded", "reason": "embedded is 70% sure", "decision_ms": 2.5,
         "attempts": [{"backend": "small", "status": 200, "error": "", "ms": 0.0}], "first_byte_ms": 500.0, "ms": 1500.0,
         "bytes": 10, "input_tokens": 1_000_000, "output_tokens": 100_000, "cost_usd": 2.0, "error": "",
@@ -97,7 +98,7 @@ def test_an_exchange_that_came_to_no_decision_tells_nulls():
 
     assert {key for key, value in told.items() if value is None} == {
         "route", "backend", "confidence", "source", "reason", "decision_ms", "first_byte_ms", "input_tokens",
-        "output_tokens", "cost_usd",
+        "output_tokens", "cost_usd", "key",
     }  # fmt: skip
 
 

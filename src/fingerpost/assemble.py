@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from fingerpost.classifiers.arch import Arch
 from fingerpost.classifiers.chain import Chain, Link
 from fingerpost.classifiers.fixed import Fixed
 from fingerpost.classifiers.rules import Rule, Rules
+from fingerpost.clients import Client, Ledger
+from fingerpost.clients.keys import Keys
+from fingerpost.clients.local import Local
 from fingerpost.config import Loaded, load
 from fingerpost.config.shape import (
     ArchConfig,
@@ -23,9 +26,11 @@ from fingerpost.config.shape import (
     EmbeddedConfig,
     FixedConfig,
     ImportedConfig,
+    LimitsConfig,
     RuleConfig,
     RulesConfig,
     to_backend,
+    to_client,
     to_route,
 )
 from fingerpost.errors import ConfigError, Problem
@@ -43,11 +48,13 @@ DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A gateway with what the server needs beside it."""
+    """A gateway with what the server needs beside it; without `keys` it serves whoever reaches it."""
 
     config: Config
     gateway: Gateway
     metrics: Metrics
+    keys: Keys | None = None
+    ledger: Ledger = field(default_factory=Local)
 
 
 def build_table(config: Config) -> RouteTable:
@@ -91,14 +98,44 @@ def build_router(config: Config) -> Router:
     return Router(build_table(config), classifier, cache_size=config.server.cache, keyed_metadata=keyed)
 
 
-def build_world(config: Config, observers: Sequence[Observer] | None = None) -> World:
-    """A gateway with upstreams for every backend; it logs to standard output unless other observers are given."""
+def build_keys(config: Config, table: RouteTable) -> Keys | None:
+    """The clients of a configuration by their keys, or None when it has none."""
+    clients: dict[str, Client] = {key.hash: to_client(key, table.by_name) for key in config.keys}
+    return Keys(clients) if clients else None
+
+
+def build_ledger(config: LimitsConfig) -> Ledger:
+    """Where a configuration counts what clients use.
+
+    Raises:
+        ConfigError: it needs a package that is not installed, or cannot read the address.
+    """
+    if config.redis is None:
+        return Local()
+    try:
+        from fingerpost.clients.shared import Shared
+
+        return Shared(config.redis, config.when_down, timeout=config.timeout)
+    except ImportError:
+        raise ConfigError(
+            [Problem("limits.redis", "this needs the package redis", "pip install 'fingerpost[redis]'")]
+        ) from None
+    except ValueError:  # its text may quote the address with its password
+        raise ConfigError([Problem("limits.redis", "not the URL of a Redis", "See docs/configuration.md")]) from None
+
+
+def build_world(config: Config, observers: Sequence[Observer] | None = None, previous: World | None = None) -> World:
+    """A gateway with upstreams for every backend; it logs to standard output unless other observers are given.
+
+    What clients have used stays counted in the ledger of the world that this one replaces (`previous`), unless `limits` differ.
+    """
     router = build_router(config)
     metrics = Metrics([route.name for route in router.table.routes])
     upstreams = {name: _upstream(backend) for name, backend in router.table.backends.items()}
     watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
     gateway = Gateway(router, upstreams, watching, retries=config.server.retries, deadline=config.server.deadline)
-    return World(config, gateway, metrics)
+    ledger = previous.ledger if previous and previous.config.limits == config.limits else build_ledger(config.limits)
+    return World(config, gateway, metrics, build_keys(config, router.table), ledger)
 
 
 def pick_classifier(config: Config | None, name: str | None) -> Classifier:

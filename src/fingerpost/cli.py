@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from fingerpost import __version__, assemble, config, demo
 from fingerpost.chat import ChatRequest
+from fingerpost.clients.keys import hash_of, new_key
 from fingerpost.config.shape import to_route
 from fingerpost.errors import ConfigError, FingerpostError, InvalidRequest, Problem, UnknownModel
 from fingerpost.records import Decision
@@ -72,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "Print what a configuration says, or everything that is wrong with it.")
     _add_file(check)
     command("schema", _schema, "Print the JSON Schema of fingerpost.yaml.")
+    keys = command("keys", _keys, "Make a key for a client: prints it once, and what to paste into the configuration.")
+    keys.add_argument("what", choices=["new"])
+    keys.add_argument("--name", default="NAME", help="the client's name")
     serve = command("serve", _serve, "Serve the gateway.")
     _add_file(serve)
     serve.add_argument("--host", help="instead of server.host")
@@ -171,6 +175,12 @@ def _aligned(rows: Sequence[Sequence[str]], *, indent: int = 0, numbers: int = 0
         ).rstrip()
         for row in rows
     )
+
+
+def _keys(arguments: argparse.Namespace) -> None:
+    key = new_key()
+    print(f"The key, which is shown once and kept nowhere:\n\n{key}\n\nFor fingerpost.yaml, which keeps its hash:\n")
+    print(f"keys:\n  - name: {json.dumps(arguments.name, ensure_ascii=False)}\n    hash: {hash_of(key)}")
 
 
 def _schema(arguments: argparse.Namespace) -> None:

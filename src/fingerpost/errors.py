@@ -16,6 +16,8 @@ class FingerpostError(Exception):
     status: int = 500
     code: str = "internal_error"
     retryable: bool = False
+    retry_after: float | None = None
+    """Seconds after which trying again makes sense, where that is known."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -81,6 +83,27 @@ class NothingFits(FingerpostError):
 
     status = 422
     code = "no_backend_fits"
+
+
+class Refused(FingerpostError):
+    """The client may not: it is unknown (401), its key does not cover this (403), or it has used up what it may (429)."""
+
+    status = 403
+    code = "not_allowed"
+
+    @classmethod
+    def unknown(cls, message: str) -> Refused:
+        """A client without a key, or with one that is not known."""
+        error = cls(message)
+        error.status, error.code = 401, "invalid_api_key"
+        return error
+
+    @classmethod
+    def for_now(cls, message: str, code: str, retry_after: float | None) -> Refused:
+        """A client that may try again in `retry_after` seconds; None when this request will never be let through."""
+        error = cls(message)
+        error.status, error.code, error.retry_after = 429, code, retry_after
+        return error
 
 
 class ClassifierError(FingerpostError):

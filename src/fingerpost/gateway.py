@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from fingerpost.chat import ChatRequest
+from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, UpstreamError, UpstreamTimeout
 from fingerpost.observers import Observer
 from fingerpost.records import Attempt, Decision, Exchange, Outcome, Usage
 from fingerpost.router import Router
-from fingerpost.routes import Backend
+from fingerpost.routes import EVERYTHING, Backend
 from fingerpost.upstreams import Call, Headers, Reply, Upstreams
 from fingerpost.upstreams.sse import UsageReader
 
@@ -79,38 +80,48 @@ class Gateway:
         self._clock = clock
         self._pause = pause
 
-    async def decide(self, body: bytes, request_id: str = "", *, model: str | None = None) -> tuple[ChatRequest, Decision]:
+    async def decide(
+        self, body: bytes, request_id: str = "", *, model: str | None = None, visit: Visit | None = None
+    ) -> tuple[ChatRequest, Decision]:
         """A chat body's request and its decision, carrying nothing; `model` overrides what the body names.
 
-        Raises what `ChatRequest.parse` and `Router.decide` raise.
+        Raises what `ChatRequest.parse`, `Visit.admit` and `Router.decide` raise.
         """
-        with self._telling(request_id) as story:
+        with self._telling(request_id, visit) as story:
             request = ChatRequest.parse(body)
             if model is not None:
                 request = replace(request, model=model)
             story.stream = request.stream
-            story.decision = await self.router.decide(request)
+            if visit is not None:
+                await visit.admit(0)
+            story.decision = await self.router.decide(request, visit.client.access if visit else EVERYTHING)
             story.status, story.outcome = 200, "completed"
             return request, story.decision
 
-    def refuse(self, error: FingerpostError | None, request_id: str = "") -> None:
+    def refuse(self, error: FingerpostError | None, request_id: str = "", visit: Visit | None = None) -> None:
         """Tells the observers of a request that ended before it was read: refused, or (None) left by its client."""
-        story = _Story(request_id, self._clock())
+        story = _Story(request_id, self._clock(), key=visit.name if visit else None)
         if error is not None:
             story.fail(error)
         self._tell(story.exchange(self._clock()))
 
     @asynccontextmanager
-    async def carry(self, body: bytes, headers: Headers = (), request_id: str = "") -> AsyncIterator[Answer]:
+    async def carry(
+        self, body: bytes, headers: Headers = (), request_id: str = "", visit: Visit | None = None
+    ) -> AsyncIterator[Answer]:
         """The answer to a chat body, from the first backend that gives one; leaving the context lets go of the backend.
 
         Raises:
-            FingerpostError: the request is wrong, nothing fits, or no backend answered; its message names those tried.
+            FingerpostError: the request is wrong, its client may not, nothing fits, or no backend answered; its message names
+                those tried.
         """
-        with self._telling(request_id) as story:
+        with self._telling(request_id, visit) as story:
             request = ChatRequest.parse(body)
             story.stream = request.stream
-            story.decision = await self.router.decide(request)
+            if visit is not None:
+                await visit.admit(request.needs.tokens)
+                headers = _readable(headers) if visit.metered else headers
+            story.decision = await self.router.decide(request, visit.client.access if visit else EVERYTHING)
             try:
                 async with asyncio.timeout(self.deadline):
                     backend, reply, first = await self._first_reply(request, story.decision, headers, story)
@@ -174,9 +185,9 @@ class Gateway:
             story.attempts.append(Attempt(name, status, why, self._clock() - start))
 
     @contextmanager
-    def _telling(self, request_id: str) -> Iterator[_Story]:
+    def _telling(self, request_id: str, visit: Visit | None = None) -> Iterator[_Story]:
         """A story that is told to the observers once, however the block ends; one that is cancelled has lost its client."""
-        story = _Story(request_id, self._clock())
+        story = _Story(request_id, self._clock(), key=visit.name if visit else None)
         self.in_flight += 1
         try:
             yield story
@@ -185,7 +196,10 @@ class Gateway:
             raise
         finally:
             self.in_flight -= 1
-            self._tell(story.exchange(self._clock()))
+            exchange = story.exchange(self._clock())
+            if visit is not None:
+                visit.settle(exchange)
+            self._tell(exchange)
 
     def _tell(self, exchange: Exchange) -> None:
         for observer in self.observers:
@@ -211,6 +225,7 @@ class _Story:
     sent_bytes: int = 0
     usage: Usage | None = None
     error: str = ""
+    key: str | None = None
 
     @property
     def tried(self) -> str:
@@ -242,6 +257,7 @@ class _Story:
             sent_bytes=self.sent_bytes,
             usage=self.usage,
             error=self.error,
+            key=self.key,
         )
 
 
@@ -280,6 +296,12 @@ def _going_on(headers: Headers) -> Headers:
     """Those of a client's headers that a backend gets."""
     passed = PASSED_REQUEST_HEADERS - _hop_by_hop(headers)
     return tuple(pair for pair in headers if pair[0] in passed)
+
+
+def _readable(headers: Headers) -> Headers:
+    """The headers, asking for a reply whose usage can be read in passing: a compressed one would hide what it costs."""
+    kept = (pair for pair in headers if pair[0] != b"accept-encoding")
+    return (*kept, (b"accept-encoding", b"identity"))
 
 
 def _going_back(headers: Headers) -> Headers:

@@ -5,34 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fingerpost.chat import Needs
-from fingerpost.errors import NothingFits, UnknownModel
+from fingerpost.errors import FingerpostError, NothingFits, Refused, UnknownModel
 from fingerpost.records import Constraint, Decision, Verdict
-from fingerpost.routes import AUTO, OTHER, Backend, RouteTable
+from fingerpost.routes import AUTO, EVERYTHING, OTHER, Access, Backend, RouteTable
 
 OPT_IN_FEATURES = frozenset({"video", "file"})
 """Features that few configurations state: they strike a backend out only where another one says that it accepts them."""
 
+KEPT_FROM_KEY = "is not allowed for this key"
 
-def choose(table: RouteTable, needs: Needs, verdict: Verdict | None, why_no_verdict: str = "") -> Decision:
+
+def choose(
+    table: RouteTable, needs: Needs, verdict: Verdict | None, why_no_verdict: str = "", access: Access = EVERYTHING
+) -> Decision:
     """The decision for a request that asks for one (`model: auto`).
 
-    The most probable route wins where it reaches its threshold; else, and without a verdict, `other`. When constraints
-    strike out all backends of that route, the next best route's backends serve it, and the reason says so.
+    The most probable route wins where it reaches its threshold; else, and without a verdict, `other`. When constraints or
+    the client's access strike out all backends of that route, the next best route's backends serve it, and the reason says so.
 
     Raises:
         NothingFits: no backend of any route can serve the request.
+        Refused: none that could is within the client's access.
     """
     route, reason = _believed(table, verdict, why_no_verdict)
-    constraints = find_constraints(table, needs)
+    constraints = find_constraints(table, needs, access=access)
     struck = {constraint.backend for constraint in constraints}
     order = sorted(table.routes, key=lambda r: -verdict.probabilities.get(r.name, 0.0)) if verdict else table.routes
-    backends = _left(table, route, struck)
+    backends = _left(table, route, struck, access)
     if table.backends and not backends:
-        lenders = ((lender.name, _left(table, lender.name, struck)) for lender in order)
+        lenders = ((lender.name, _left(table, lender.name, struck, access)) for lender in order)
         lender, backends = next((pair for pair in lenders if pair[1]), ("", ()))
         if not backends:
             raise _nothing_fits(constraints)
-        reason += f"; no backend of {route} can serve it ({_explain(constraints, table, route)}), {lender}'s can"
+        why = _explain(constraints, table, route) if access.to_route(route) else f"the route {KEPT_FROM_KEY}"
+        reason += f"; no backend of {route} can serve it ({why}), {lender}'s can"
     return Decision(
         route=route,
         backends=backends,
@@ -44,12 +50,13 @@ def choose(table: RouteTable, needs: Needs, verdict: Verdict | None, why_no_verd
     )
 
 
-def obey(table: RouteTable, needs: Needs, model: str) -> Decision:
+def obey(table: RouteTable, needs: Needs, model: str, access: Access = EVERYTHING) -> Decision:
     """The decision for a request that names a route or a backend: that one and no other.
 
     Raises:
         UnknownModel: `model` is the name of neither.
         NothingFits: it is, but constraints strike out all that it stands for.
+        Refused: it is, but the client's access does not cover it.
     """
     route: str | None = None
     if model in table.by_name:
@@ -57,9 +64,11 @@ def obey(table: RouteTable, needs: Needs, model: str) -> Decision:
     elif model in table.backends:
         named, reason = (table.backends[model],), f"the request names the backend {model}"
     else:
-        names = [AUTO, *table.by_name, *(name for name in table.backends if name not in table.by_name)]
-        raise UnknownModel(f"there is no model {model[:200]!r}; use one of: {', '.join(names)}", param="model")
-    constraints = find_constraints(table, needs, named)
+        names = ", ".join(usable_names(table, access))
+        raise UnknownModel(f"there is no model {model[:200]!r}; use one of: {names}", param="model")
+    if not (access.to_route(model) if route else access.to_backend(model)):
+        raise Refused(f"the {'route' if route else 'backend'} {model} {KEPT_FROM_KEY}", param="model")
+    constraints = find_constraints(table, needs, named, access)
     struck = {constraint.backend for constraint in constraints}
     backends = tuple(backend for backend in named if backend.name not in struck)
     if named and not backends:
@@ -67,14 +76,24 @@ def obey(table: RouteTable, needs: Needs, model: str) -> Decision:
     return Decision(route, backends, reason, source="hint", constraints=constraints)
 
 
-def find_constraints(table: RouteTable, needs: Needs, among: Iterable[Backend] | None = None) -> tuple[Constraint, ...]:
-    """Which backends (of `among`, or of the whole table) cannot serve these needs, and why."""
+def usable_names(table: RouteTable, access: Access = EVERYTHING) -> list[str]:
+    """The model names that a client with this access may ask for: `auto`, routes, backends."""
+    routes = [name for name in table.by_name if access.to_route(name)]
+    return [AUTO, *routes, *(name for name in table.backends if name not in table.by_name and access.to_backend(name))]
+
+
+def find_constraints(
+    table: RouteTable, needs: Needs, among: Iterable[Backend] | None = None, access: Access = EVERYTHING
+) -> tuple[Constraint, ...]:
+    """Which backends (of `among`, or of the whole table) cannot serve these needs of a client with this access, and why."""
     stated = frozenset[str]().union(*(backend.accepts for backend in table.backends.values()))
     wanted = {feature for feature in needs.features if feature not in OPT_IN_FEATURES or feature in stated}
     found = []
     for backend in table.backends.values() if among is None else among:
         missing = sorted(wanted - backend.accepts)
-        if missing:
+        if not access.to_backend(backend.name):
+            found.append(Constraint(backend.name, KEPT_FROM_KEY))
+        elif missing:
             found.append(Constraint(backend.name, f"does not accept {', '.join(missing)}"))
         elif backend.context is not None and needs.tokens > backend.context:
             found.append(Constraint(backend.name, f"about {needs.tokens} tokens do not fit into {backend.context}"))
@@ -94,7 +113,9 @@ def _believed(table: RouteTable, verdict: Verdict | None, why_not: str) -> tuple
     return route, f"{verdict.source} is {confidence:.0%} sure" + suffix
 
 
-def _left(table: RouteTable, route: str, struck: set[str]) -> tuple[Backend, ...]:
+def _left(table: RouteTable, route: str, struck: set[str], access: Access) -> tuple[Backend, ...]:
+    if not access.to_route(route):
+        return ()
     return tuple(backend for backend in table.backends_of(route) if backend.name not in struck)
 
 
@@ -103,6 +124,8 @@ def _explain(constraints: Iterable[Constraint], table: RouteTable, route: str) -
     return "; ".join(f"{c.backend} {c.why}" for c in constraints if c.backend in own) or "it has none"
 
 
-def _nothing_fits(constraints: Iterable[Constraint]) -> NothingFits:
+def _nothing_fits(constraints: Iterable[Constraint]) -> FingerpostError:
     reasons = "; ".join(f"{constraint.backend} {constraint.why}" for constraint in constraints)
+    if all(constraint.why == KEPT_FROM_KEY for constraint in constraints):
+        return Refused(f"no backend that can serve this request is allowed for this key: {reasons}", param="model")
     return NothingFits(f"no backend can serve this request: {reasons}", param="messages")

@@ -128,7 +128,9 @@ backend answered. cut: a backend broke off after its first byte. client_gone: th
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key."""
+    """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key: `key`
+    is the name of the one that the client has.
+    """
 
     request_id: str
     outcome: Outcome
@@ -141,6 +143,7 @@ class Exchange:
     sent_bytes: int = 0
     usage: Usage | None = None
     error: str = ""
+    key: str | None = None
 
     @property
     def backend(self) -> Backend | None:
@@ -163,6 +166,7 @@ class Exchange:
             "request_id": self.request_id,
             "outcome": self.outcome,
             "status": self.status,
+            "key": self.key,
             "stream": self.stream,
             "route": decision.route if decision else None,
             "backend": self.backend.name if self.backend else None,

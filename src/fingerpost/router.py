@@ -16,7 +16,7 @@ from fingerpost.chat import ChatRequest, RequestedRoute
 from fingerpost.classifiers import Classifier, ask
 from fingerpost.errors import ConfigError, InvalidRequest
 from fingerpost.records import Decision, Verdict
-from fingerpost.routes import AUTO, OTHER, Route, RouteTable
+from fingerpost.routes import AUTO, EVERYTHING, OTHER, Access, Route, RouteTable
 
 MAX_REQUESTED_ROUTES = 500
 """Routes that one request may bring along; embedding them is the most work that a single request can ask for."""
@@ -58,22 +58,30 @@ class Router:
         """Gets the classifier ready for this router's routes, so that the first request does not wait for it."""
         await self.classifier.prepare(self.table)
 
-    async def decide(self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str) -> Decision:
+    async def decide(
+        self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str, access: Access = EVERYTHING
+    ) -> Decision:
         """The decision for a request: a ChatRequest, a chat body, a list of messages, or one user message as text.
+
+        What the client may use (`access`) is looked at after the verdict, so that clients can share remembered verdicts.
 
         Raises:
             InvalidRequest: the request, or a route that it brings along, has the wrong shape.
             UnknownModel: it names a model that is neither a route nor a backend.
             NothingFits: constraints leave no backend that could serve it.
+            Refused: `access` leaves none.
         """
         start = self._clock()
         request = _as_request(request)
-        table = self.table if request.routes is None else self._table_of(request.routes)
+        table = self.table
+        if request.routes is not None:
+            # Their names are the client's own to choose; which backends it may reach by them is not.
+            table, access = self._table_of(request.routes), Access(backends=access.backends)
         if request.model == AUTO:
             verdict, why_not, cached = await self._verdict(request, table)
-            decision = policy.choose(table, request.needs, verdict, why_not)
+            decision = policy.choose(table, request.needs, verdict, why_not, access)
         else:
-            decision, cached = policy.obey(table, request.needs, request.model), False
+            decision, cached = policy.obey(table, request.needs, request.model, access), False
         return replace(decision, elapsed=self._clock() - start, cached=cached)
 
     def decide_sync(self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str) -> Decision:

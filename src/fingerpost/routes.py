@@ -74,6 +74,26 @@ class Route:
     threshold: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a client may use: the names of routes and of backends; None stands for all of them."""
+
+    routes: frozenset[str] | None = None
+    backends: frozenset[str] | None = None
+
+    def to_route(self, name: str) -> bool:
+        """Whether it may use the route of that name."""
+        return self.routes is None or name in self.routes
+
+    def to_backend(self, name: str) -> bool:
+        """Whether it may use the backend of that name."""
+        return self.backends is None or name in self.backends
+
+
+EVERYTHING = Access()
+"""The access of a client that nothing is kept from."""
+
+
 @dataclass(frozen=True)
 class RouteTable:
     """The routes of one gateway or one request with their backends.

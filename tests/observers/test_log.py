@@ -39,6 +39,7 @@ def test_a_line_tells_the_whole_story() -> None:
         "request_id": "r1",
         "outcome": "completed",
         "status": 200,
+        "key": None,
         "stream": True,
         "route": "你好",
         "backend": "klein-ü",

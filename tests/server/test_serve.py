@@ -32,7 +32,7 @@ def world_at(port: int, host: str = "127.0.0.1", url: str = "http://127.0.0.1:9/
             "backends": [{"name": "b0", "model": "m", "url": url}],
             "routes": [{"name": "other", "backends": ["b0"]}],
             "classifier": {"use": "fixed", "route": "other"},
-            "server": {"port": port, "host": host},
+            "server": {"port": port, "host": host, "open": True},
         }),
         [],
     )  # fmt: skip

@@ -12,8 +12,8 @@ from fingerpost.config.shape import BY_USE, Config, ImportedConfig, Section, kin
 from fingerpost.errors import Problem
 from fingerpost.routes import OTHER, Backend, Route, find_problems
 
-SECRET_FIELDS = frozenset({"key", "headers", "options", "url"})
-"""Fields whose values no message shows; a URL may hold a password."""
+SECRET_FIELDS = frozenset({"key", "headers", "options", "url", "hash", "redis"})
+"""Fields whose values no message shows; a URL may hold a password, and a hash be the key itself by mistake."""
 
 UNKNOWN_KEY = "unknown key"
 
@@ -122,6 +122,7 @@ def cross_check(data: Any) -> list[Problem]:
     for path, route in _routes_named(data):
         if route not in names:
             problems.append(Problem(path, f"there is no route {route!r}", f"Use one of: {', '.join(names)}"))
+    problems += _key_problems(_items(data.get("keys")), {r.name: r for r in routes}, [backend.name for backend in backends])
     if backends and not any("image" in backend.accepts for backend in backends):
         problems.append(
             Problem(
@@ -132,6 +133,30 @@ def cross_check(data: Any) -> list[Problem]:
             )
         )
     return problems
+
+
+def _key_problems(keys: Sequence[Any], routes: Mapping[str, Route], backends: Sequence[str]) -> Iterator[Problem]:
+    seen: dict[tuple[str, str], int] = {}
+    for index, key in enumerate(keys):
+        if not isinstance(key, Mapping):
+            continue
+        name = key.get("name")
+        if isinstance(name, str) and not (0 < len(name) <= 100 and name.isprintable()):
+            yield Problem(f"keys[{index}].name", "this cannot be a name", "Use 1 to 100 printable characters")
+        for field in ("name", "hash"):
+            first = seen.setdefault((field, str(key.get(field))), index)
+            if first != index and field in key:
+                yield Problem(f"keys[{index}].{field}", f"keys[{first}] has the same {field}", "Give each its own")
+        for field, known in (("routes", list(routes)), ("backends", backends)):
+            for place, wanted in enumerate(map(str, _items(key.get(field)))):
+                if wanted not in known:
+                    what = f"there is no {field.removesuffix('s')} {wanted!r}"
+                    yield Problem(f"keys[{index}].{field}[{place}]", what, f"Use one of: {', '.join(known)}")
+        named = [routes[name] for name in map(str, _items(key.get("routes"))) if name in routes] or routes.values()
+        allowed = set(map(str, _items(key.get("backends")))) or set(backends)
+        if named and not any(allowed & set(route.backends) for route in named):
+            what, fix = "no route that this key may use has a backend that it may use", "Allow one of each that belong together"
+            yield Problem(f"keys[{index}]", what, fix)
 
 
 def _sketched_backend(item: Any, index: int) -> Backend:

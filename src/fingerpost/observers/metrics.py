@@ -53,6 +53,18 @@ class Metrics:
         self._cost = Counter(
             "fingerpost_cost_usd", "What those tokens cost at the configured prices.", ["backend"], registry=self.registry
         )
+        self._key_requests = Counter(
+            "fingerpost_key_requests", "Requests by the name of their client's key.", ["key", "status"], registry=self.registry
+        )
+        self._key_tokens = Counter(
+            "fingerpost_key_tokens",
+            "Tokens that backends report, by the name of the client's key.",
+            ["key", "direction"],
+            registry=self.registry,
+        )
+        self._key_cost = Counter(
+            "fingerpost_key_cost_usd", "What those tokens cost at the configured prices.", ["key"], registry=self.registry
+        )
         self._in_flight = Gauge("fingerpost_in_flight", "Requests being served now.", registry=self.registry)
 
     def observe(self, exchange: Exchange) -> None:
@@ -69,11 +81,21 @@ class Metrics:
             self._tokens.labels(backend, "input").inc(exchange.usage.input_tokens)
             self._tokens.labels(backend, "output").inc(exchange.usage.output_tokens)
             self._cost.labels(backend).inc(exchange.cost or 0.0)
+        if exchange.key is not None:
+            self._count_key(exchange, exchange.key)
 
     def render(self, in_flight: int = 0) -> bytes:
         """The metrics in Prometheus's text format; `in_flight` is how many requests are being served now."""
         self._in_flight.set(in_flight)
         return generate_latest(self.registry)
+
+    def _count_key(self, exchange: Exchange, key: str) -> None:
+        # Bounded: a request without a known key has none, and the known ones are the configuration's.
+        self._key_requests.labels(key, str(exchange.status)).inc()
+        if exchange.usage is not None:
+            self._key_tokens.labels(key, "input").inc(exchange.usage.input_tokens)
+            self._key_tokens.labels(key, "output").inc(exchange.usage.output_tokens)
+            self._key_cost.labels(key).inc(exchange.cost or 0.0)
 
     def _route(self, exchange: Exchange) -> str:
         route = exchange.decision.route if exchange.decision else None

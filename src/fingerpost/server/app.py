@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -15,11 +17,13 @@ import msgspec
 
 from fingerpost import __version__
 from fingerpost.assemble import World
-from fingerpost.errors import FingerpostError, InvalidRequest, RequestTooLarge, UnknownModel
+from fingerpost.clients import Visit
+from fingerpost.errors import FingerpostError, InvalidRequest, Refused, RequestTooLarge, UnknownModel
 from fingerpost.gateway import Answer, is_event_stream
+from fingerpost.policy import usable_names
 from fingerpost.records import Decision
-from fingerpost.routes import AUTO, Backend
-from fingerpost.server import sfc
+from fingerpost.routes import AUTO, EVERYTHING, Backend
+from fingerpost.server import auth, sfc
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -77,19 +81,27 @@ class App:
             else:
                 self.ready = False
                 await self.world.gateway.aclose()
+                await self.world.ledger.aclose()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    async def admin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI connection on the port of the administrators."""
+        scope["admin"] = True
+        await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid.uuid4().hex
         own = [(b"x-fingerpost-request-id", request_id.encode())]
         sending = _Sending(send)
+        visit: Visit | None = None
         try:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
             door = self._doors.get((method, scope["path"]))
-            if door is None:
+            if door is None or ("admin" in scope and scope["path"] not in auth.OPEN_PATHS | auth.ADMIN_PATHS):
                 own += self._allowed(scope["path"])
                 raise self._no_door(scope)
+            scope["visit"] = visit = self._admit(scope, request_id)
             await door(scope, receive, sending, request_id.encode())
         except ClientGone:
             return
@@ -99,12 +111,31 @@ class App:
             stopping.status, stopping.code = 503, "stopping"
             await sending.fail(stopping, own)
         except FingerpostError as error:
-            await sending.fail(error, own)
+            await sending.fail(error, [*own, *_limit_headers(visit)])
         except Exception as error:
             # A defect of ours. Its text may quote the request, so only its kind and place are told.
             place = traceback.extract_tb(error.__traceback__)[-1]
             _log.error("%s at %s:%s", type(error).__name__, place.filename, place.lineno)
             await sending.fail(FingerpostError("internal error; the log names its place"), own)
+        finally:
+            if visit is not None:
+                await visit.end()
+
+    def _admit(self, scope: Scope, request_id: str) -> Visit | None:
+        """The visit that a request is, before anything of its body is read; None at a door that is open to all."""
+        world, path = self.world, scope["path"]
+        if path in auth.OPEN_PATHS:
+            return None
+        if path in auth.ADMIN_PATHS:
+            auth.check_admin(world.config, scope["headers"], own_port="admin" in scope)
+            return None
+        if world.keys is None:
+            return None
+        try:
+            return Visit(world.keys.find(scope["headers"]), world.ledger)
+        except Refused as error:
+            world.gateway.refuse(error, request_id)
+            raise
 
     def _allowed(self, path: str) -> Headers:
         methods = {"GET": b"GET, HEAD", "POST": b"POST"}
@@ -123,30 +154,31 @@ class App:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
+        visit: Visit | None = scope["visit"]
 
         async def carry() -> None:
-            async with self.world.gateway.carry(body, scope["headers"], request_id.decode()) as answer:
-                await _pass_on(answer, send, request_id)
+            async with self.world.gateway.carry(body, scope["headers"], request_id.decode(), visit) as answer:
+                await _pass_on(answer, send, request_id, visit)
 
         await _until_client_leaves(carry, receive)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
-        _, decision = await self.world.gateway.decide(body, request_id.decode())
-        headers = decision_headers(decision, decision.backend, request_id)
+        _, decision = await self.world.gateway.decide(body, request_id.decode(), visit=scope["visit"])
+        headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
         await _send_json(send, 200, {**decision.to_json(), "request_id": request_id.decode()}, headers)
 
     async def _sfc(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
         # Clients of the reference name any model; what they ask for is always a decision.
-        request, decision = await self.world.gateway.decide(body, request_id.decode(), model=AUTO)
+        request, decision = await self.world.gateway.decide(body, request_id.decode(), model=AUTO, visit=scope["visit"])
         kind, content = sfc.answer(decision, request_id.decode(), int(self._now()), stream=request.stream)
-        headers = decision_headers(decision, decision.backend, request_id)
+        headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
         await _send_bytes(send, 200, content, [(b"content-type", kind), *headers])
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        table = self.world.gateway.router.table
-        names = [AUTO, *table.by_name, *(name for name in table.backends if name not in table.by_name)]
+        visit: Visit | None = scope["visit"]
+        names = usable_names(self.world.gateway.router.table, visit.client.access if visit else EVERYTHING)
         models = [{"id": n, "object": "model", "created": self._started, "owned_by": "fingerpost"} for n in names]
         await _send_json(send, 200, {"object": "list", "data": models})
 
@@ -155,7 +187,10 @@ class App:
 
     async def _readyz(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         status = 200 if self.ready else 503
-        detail = {"status": "ready" if self.ready else "starting", "in_flight": self.world.gateway.in_flight}
+        detail: dict[str, object] = {"status": "ready" if self.ready else "starting"}
+        with suppress(Refused):
+            auth.check_admin(self.world.config, scope["headers"], own_port="admin" in scope)
+            detail["in_flight"] = self.world.gateway.in_flight
         await _send_json(send, status, detail)
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
@@ -174,13 +209,13 @@ class App:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                self.world.gateway.refuse(None, request_id.decode())
+                self.world.gateway.refuse(None, request_id.decode(), scope["visit"])
                 raise ClientGone
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             more = bool(message.get("more_body")) and size <= limit
         if size > limit:
-            self.world.gateway.refuse(too_large, request_id.decode())
+            self.world.gateway.refuse(too_large, request_id.decode(), scope["visit"])
             raise too_large
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -206,7 +241,7 @@ class _Sending:
     async def fail(self, error: FingerpostError, headers: Headers) -> None:
         """Answers with the error; ends a stream that has begun with an error event, and any other response by cutting it."""
         if not self._started:
-            return await _send_json(self._send, error.status, error.to_json(), headers)
+            return await _send_json(self._send, error.status, error.to_json(), [*headers, *_error_headers(error)])
         if not self._open_ended:
             raise ConnectionAbortedError(error.message) from None
         # The backend may have broken off within an event; a blank line ends that one, so that ours is read by itself.
@@ -234,12 +269,27 @@ async def _until_client_leaves(work: Callable[[], Awaitable[None]], receive: Rec
         raise failed.exceptions[0] from None
 
 
-async def _pass_on(answer: Answer, send: Send, request_id: bytes) -> None:
+async def _pass_on(answer: Answer, send: Send, request_id: bytes, visit: Visit | None) -> None:
     headers = [*answer.headers, *decision_headers(answer.decision, answer.backend, request_id)]
+    if limits := _limit_headers(visit):
+        # Those of the backend speak of the key that all clients share there.
+        headers = [*(pair for pair in headers if not pair[0].startswith(b"x-ratelimit-")), *limits]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     async for chunk in answer.chunks:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _limit_headers(visit: Visit | None) -> Headers:
+    return [] if visit is None else visit.headers()
+
+
+def _error_headers(error: FingerpostError) -> Headers:
+    """The headers that HTTP asks for with some errors (RFC 9110, sections 10.2.3 and 11.6.1)."""
+    headers: Headers = [(b"www-authenticate", b'Bearer realm="fingerpost"')] if error.status == 401 else []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
+    return headers
 
 
 def decision_headers(decision: Decision, backend: Backend | None, request_id: bytes) -> Headers:

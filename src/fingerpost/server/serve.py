@@ -14,6 +14,7 @@ import uvicorn
 
 from fingerpost.assemble import World
 from fingerpost.server.app import App
+from fingerpost.server.auth import check_exposure
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than clients keep theirs (5 s to 60 s), or one of theirs would now and then
@@ -55,7 +56,12 @@ class Server(uvicorn.Server):
 
 
 def build_server(world: World) -> Server:
-    """A server for one world; `run` serves until a signal, or `should_exit`, asks it to stop."""
+    """A server for one world; `run` serves until a signal, or `should_exit`, asks it to stop.
+
+    Raises:
+        ConfigError: it would serve whoever reaches it without being told so.
+    """
+    check_exposure(world.config)
     return Server(
         uvicorn.Config(
             App(world),
