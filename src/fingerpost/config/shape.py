@@ -293,6 +293,8 @@ class ServerConfig(Section):
     open: bool = Field(False, description="Serve whoever reaches the address, without keys.")
     tls: TlsConfig | None = Field(None, description="The certificate to serve with.")
     admin: AdminConfig | None = Field(None, description="Who gets at metrics and the detail of readiness.")
+    connections: int = Field(10_000, gt=0, description="How many connections it serves at a time.")
+    request_timeout: float = Field(60.0, gt=0, description="Seconds that a request, head and body, may take to come in.")
     max_body: int = Field(20_000_000, gt=0, description="The largest request body, in bytes.")
     retries: int = Field(1, ge=0, le=10, description="How many more times the whole list of backends is tried.")
     deadline: float = Field(600.0, gt=0, description="Seconds until the first byte of a reply, all attempts together.")

@@ -201,7 +201,15 @@ class App:
         """The request body, refused as soon as it is known to be larger than the limit."""
         limit = self.world.config.server.max_body
         too_large = RequestTooLarge(f"the body is larger than {limit} bytes (server.max_body)")
-        stated = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        stated = b"0"
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                stated = value
+            elif name == b"content-encoding" and value.lower() != b"identity":
+                packed = InvalidRequest("the body is compressed (content-encoding); send it plain")
+                packed.status, packed.code = 415, "unsupported_encoding"
+                self.world.gateway.refuse(packed, request_id.decode(), scope["visit"])
+                raise packed
         size = int(stated) if stated.isdigit() else 0
         parts: list[bytes] = []
         more = size <= limit

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 
 from fingerpost.assemble import World
+from fingerpost.config.shape import TlsConfig
+from fingerpost.errors import ConfigError, Problem
 from fingerpost.server.app import App
 from fingerpost.server.auth import check_exposure
+from fingerpost.server.protocol import GuardedProtocol
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than clients keep theirs (5 s to 60 s), or one of theirs would now and then
@@ -22,13 +28,49 @@ meet a connection that is just being closed."""
 
 
 class Server(uvicorn.Server):
-    """A server that says where it listens, and ends without raising the signal again that asked it to stop."""
+    """A server that says where it listens, and ends without raising the signal again that asked it to stop.
+
+    `admin` is what is served to administrators on a port of their own; a request may take `request_timeout` seconds to come in.
+    """
+
+    def __init__(self, config: uvicorn.Config, admin: uvicorn.Config | None = None, request_timeout: float = 60.0) -> None:
+        super().__init__(config)
+        self._admin = admin
+        self._request_timeout = request_timeout
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to listen; the port that it says is the real one where 0 was configured."""
         await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        print(f"fingerpost listens on http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+        self._say("fingerpost listens", 0)
+        if self._admin is not None:
+            await self._listen_to_administrators(self._admin)
+            self._say("its administrators' port", 1)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop. Once a second, ends connections whose request does not come in."""
+        if counter % 10 == 0:
+            before = asyncio.get_running_loop().time() - self._request_timeout
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, GuardedProtocol):
+                    connection.expire(before)
+        return await super().on_tick(counter)
+
+    async def _listen_to_administrators(self, admin: uvicorn.Config) -> None:
+        def accept() -> Any:
+            return admin.http_protocol_class(config=admin, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
+        try:
+            listening = await asyncio.get_running_loop().create_server(accept, admin.host, admin.port, ssl=self.config.ssl)
+        except OSError as error:
+            print(f"server.admin: cannot listen on {admin.host}:{admin.port}: {error.strerror}", file=sys.stderr)
+            await self.shutdown()
+            sys.exit(1)
+        self.servers.append(listening)
+
+    def _say(self, what: str, place: int) -> None:
+        host, port = self.servers[place].sockets[0].getsockname()[:2]
+        scheme = "https" if self.config.ssl else "http"
+        print(f"{what} on {scheme}://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets running requests finish; a second Ctrl-C cuts them, but even then the gateway is closed in order."""
@@ -62,24 +104,68 @@ def build_server(world: World) -> Server:
         ConfigError: it would serve whoever reaches it without being told so.
     """
     check_exposure(world.config)
-    return Server(
-        uvicorn.Config(
-            App(world),
-            host=world.config.server.host,
-            port=world.config.server.port,
-            http="httptools",
-            loop="uvloop",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            log_level="warning",
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, round(world.config.server.drain)),
-        )
+    settings, app = world.config.server, App(world)
+    config = _uvicorn_config(world, app, settings.host, settings.port)
+    if settings.tls is not None:
+        config.ssl = build_tls(settings.tls)
+    admin = None
+    if settings.admin is not None and settings.admin.port is not None:
+        admin = _uvicorn_config(world, app.admin, settings.admin.host, settings.admin.port)
+    return Server(config, admin, settings.request_timeout)
+
+
+def _uvicorn_config(world: World, app: Any, host: str, port: int) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=partial(GuardedProtocol, most=world.config.server.connections),  # type: ignore[arg-type]
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, round(world.config.server.drain)),
     )
+    config.load()
+    return config
+
+
+def build_tls(config: TlsConfig) -> ssl.SSLContext:
+    """What a server with this certificate needs: TLS 1.2 and later.
+
+    Raises:
+        ConfigError: the certificate or its key cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for name, file in (("cert", config.cert), ("key", config.key)):
+        try:
+            with open(file, "rb") as opened:
+                content = opened.read()
+        except OSError as error:
+            raise _bad_tls(name, f"{file} cannot be read ({error.strerror})", "Check the path and its permissions") from None
+        if b"-----BEGIN " not in content:
+            raise _bad_tls(name, f"{file} holds no PEM", "PEM begins with -----BEGIN; DER has to be converted")
+    try:
+        context.load_cert_chain(config.cert, config.key, password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise _bad_tls(
+                "key", f"{config.key} does not belong to {config.cert}", "Give the key of that certificate"
+            ) from None
+        what = f"{config.cert} and {config.key} cannot be used ({error.reason or 'the key asks for a password'})"
+        raise _bad_tls("cert", what, "Both have to be whole and in PEM, the key without a password") from None
+    return context
+
+
+def _bad_tls(name: str, what: str, fix: str) -> ConfigError:
+    return ConfigError([Problem(f"server.tls.{name}", what, fix)])
 
 
 def serve(world: World) -> int:

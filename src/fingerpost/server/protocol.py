@@ -1,0 +1,146 @@
+"""Uvicorn's HTTP protocol on httptools, with what a server that strangers reach needs: bounds in size, number and time."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fingerpost.errors import FingerpostError
+
+MAX_HEAD = 65_536
+"""Bytes that a request's line and headers may take together."""
+
+MAX_HEADERS = 100
+
+MAX_PIPELINED = 32
+"""Requests that may wait on a connection for the one before them."""
+
+
+class _Refusal(FingerpostError):
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection; at most `most` of them are served at a time. `expire` is to be called every now and then.
+
+    httptools parses strictly: conflicting lengths, folded headers, bare line ends and control characters are refused there.
+    """
+
+    def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._most = most
+        self._began: float | None = None
+        self._in_head = False
+        self._head_size = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Takes a connection, or refuses one too many."""
+        super().connection_made(transport)
+        self._began = self.loop.time()
+        if len(self.connections) > self._most:
+            self._refuse(_Refusal(503, "too_many_connections", f"there are {self._most} connections already"))
+
+    def data_received(self, data: bytes) -> None:
+        """Takes the next bytes."""
+        self._unset_keepalive_if_required()
+        if self._began is None and (self.cycle is None or self.cycle.response_complete):
+            self._began = self.loop.time()
+        in_head = self._in_head
+        self._feed(data)
+        if in_head and self._in_head:
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD:
+                self._refuse(_head_too_large())
+
+    def expire(self, before: float) -> None:
+        """Ends the connection if the request that is coming in began before that time of the loop."""
+        if self._began is None or self._began > before or self.transport.is_closing():
+            return
+        if self.flow.read_paused:
+            self._began = self.loop.time()  # it is we who do not read
+        elif self.cycle is None and not self._in_head:
+            self.transport.close()
+        else:
+            self._refuse(_Refusal(408, "request_timeout", "the request did not come in time (server.request_timeout)"))
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        if self._began is None:
+            self._began = self.loop.time()
+        self._in_head, self._head_size = True, 0
+
+    def on_headers_complete(self) -> None:
+        """The headers are there; a request that asks to go on in another protocol is read again without that wish."""
+        self._in_head = False
+        if self.parser.should_upgrade():
+            return
+        self._check_head()
+        super().on_headers_complete()
+        # Trailers come to the same list; what comes after the body must not pass for what came before it.
+        self.headers = []
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        if not self.parser.should_upgrade():
+            self._began = None
+            super().on_message_complete()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_again(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            found = error.__context__
+            self._refuse(found if isinstance(found, _Refusal) else _Refusal(400, "invalid_http", "this is not valid HTTP/1.1"))
+
+    def _read_again(self, rest: bytes) -> None:
+        """Reads a request without its `upgrade` header, which a server may ignore (RFC 9110, section 7.8)."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            return self._refuse(_Refusal(405, "method_not_allowed", "this is no proxy"))
+        lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines)) + rest)
+
+    def _check_head(self) -> None:
+        size, encodings = len(self.url), []
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            if name == b"transfer-encoding":
+                encodings.append(value.lower())
+        version = self.parser.get_http_version()
+        if size > MAX_HEAD or len(self.headers) > MAX_HEADERS:
+            raise _head_too_large()
+        if version not in ("1.1", "1.0"):
+            raise _Refusal(505, "http_version_not_supported", "use HTTP/1.1")
+        if encodings and (encodings != [b"chunked"] or version == "1.0"):
+            raise _Refusal(400, "invalid_http", "the only transfer-encoding here is chunked, once, in HTTP/1.1")
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _Refusal(400, "invalid_http", f"more than {MAX_PIPELINED} requests wait on this connection")
+
+    def _refuse(self, refusal: _Refusal) -> None:
+        """Tells the refusal where that cannot be taken for another request's answer, and closes the connection."""
+        if self.transport.is_closing():
+            return
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if not answering or not (self.cycle.response_started or self.pipeline):
+            content = msgspec.json.encode(refusal.to_json())
+            status = b"%d %b" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())
+            head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(head % (status, len(content)) + content)
+        self.transport.close()
+
+
+def _head_too_large() -> _Refusal:
+    what = f"the request line and headers take more than {MAX_HEAD} bytes, or there are more than {MAX_HEADERS} headers"
+    return _Refusal(431, "headers_too_large", what)
