@@ -214,6 +214,15 @@ def _upstream(backend: Backend) -> Upstream:
     return OpenAIUpstream(backend)
 
 
+def conceal(text: str, options: Any) -> str:
+    """`text` of a plugin's error without the values of its options, which may be keys."""
+    if isinstance(options, str):
+        return text.replace(options, "(hidden)") if len(options) > 3 else text
+    for value in options.values() if isinstance(options, Mapping) else options if isinstance(options, list) else ():
+        text = conceal(text, value)
+    return text
+
+
 def _rule(config: RuleConfig) -> Rule:
     return Rule(config.route, config.image, tuple(config.keywords), config.longer_than, config.tools, dict(config.metadata))
 
@@ -230,7 +239,8 @@ def _imported(use: str, options: Mapping[str, Any]) -> Classifier:
     try:
         built: Classifier = build(**options)
     except Exception as error:
-        raise bad(f"built nothing ({error!r})", "It is called with classifier.options as keyword arguments") from error
+        what = f"built nothing ({conceal(repr(error), options)})"
+        raise bad(what, "It is called with classifier.options as keyword arguments") from None
     missing = [part for part in ("name", "deadline", "prepare", "classify", "aclose") if not hasattr(built, part)]
     if missing:
         raise bad(f"built no classifier: it has no {', '.join(missing)}", "See fingerpost.classifiers.Classifier")

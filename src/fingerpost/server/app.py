@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from fingerpost import __version__
-from fingerpost.assemble import World
+from fingerpost.assemble import World, conceal
 from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, Refused, RequestTooLarge, UnknownModel
 from fingerpost.gateway import Answer, is_event_stream
@@ -74,7 +74,9 @@ class App:
                 try:
                     await self.world.gateway.router.prepare()
                 except Exception as error:  # told without a traceback: it is the operator's model file or plugin
-                    await send({"type": "lifespan.startup.failed", "message": f"the classifier cannot start: {error}"})
+                    options = getattr(self.world.config.classifier, "options", {})
+                    why = conceal(str(error), options)
+                    await send({"type": "lifespan.startup.failed", "message": f"the classifier cannot start: {why}"})
                     return
                 self.ready = True
                 await send({"type": "lifespan.startup.complete"})
