@@ -624,3 +624,27 @@ def test_a_full_disk_is_told(config):
         told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert told.returncode == 1
     assert "No space left on device" in told.stderr
+
+
+def test_a_new_key_is_printed_once_with_what_to_paste(capsys, tmp_path):
+    from fingerpost.clients.keys import hash_of
+    from fingerpost.config import load
+
+    assert main(["keys", "new", "--name", "web: shop"]) == 0
+    out = capsys.readouterr().out
+    key = next(line for line in out.splitlines() if line.startswith("fp-"))
+    assert out.count(key) == 1
+    pasted = out[out.index("keys:") :]
+    backends = 'backends: [{name: b, model: m, url: "http://b"}]\nroutes: [{name: other, backends: [b]}]\n'
+    (tmp_path / "fingerpost.yaml").write_text(backends + pasted, encoding="utf-8")
+    (loaded,) = load(tmp_path / "fingerpost.yaml").config.keys
+    assert (loaded.name, loaded.hash) == ("web: shop", hash_of(key))
+
+
+def test_serving_beyond_loopback_without_keys_says_what_to_do_and_returns_2(capsys, tmp_path):
+    text = 'backends: [{name: b, model: m, url: "http://b"}]\nroutes: [{name: other, backends: [b]}]\n'
+    (tmp_path / "fingerpost.yaml").write_text(text + "classifier: {use: fixed, route: other}\n", encoding="utf-8")
+    assert main(["serve", str(tmp_path / "fingerpost.yaml"), "--host", "0.0.0.0", "--port", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "server.host: 0.0.0.0 can be reached by others, and there are no keys" in said
+    assert "fingerpost keys new" in said

@@ -85,6 +85,16 @@ def test_every_link_between_documents_leads_somewhere() -> None:
             assert (folder / target).exists(), f"{name}: {target}"
 
 
+def test_every_test_that_proves_an_answer_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", DOCS["security.md"])
+    assert len(named) >= 30
+    for file, test in named:
+        assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), f"{file}::{test}"
+    rows = DOCS["security.md"].split("## Threats and answers")[1].split("##")[0].strip().splitlines()[2:]
+    assert rows
+    assert all("::test_" in row for row in rows)
+
+
 def test_the_packages_docstring_names_the_rooms_as_the_layers_do() -> None:
     import fingerpost
 

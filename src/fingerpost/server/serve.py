@@ -43,8 +43,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._say("fingerpost listens", 0)
         if self._admin is not None:
+            self.started = False
             await self._listen_to_administrators(self._admin)
             self._say("its administrators' port", 1)
+            self.started = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop. Once a second, ends connections whose request does not come in."""
