@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fingerpost.chat import Needs
-from fingerpost.errors import NothingFits, UnknownModel
-from fingerpost.policy import choose, find_constraints, obey
+from fingerpost.errors import NothingFits, Refused, UnknownModel
+from fingerpost.policy import choose, find_constraints, obey, usable_names
 from fingerpost.records import Constraint, Verdict
-from fingerpost.routes import OTHER, Backend, Route, RouteTable
+from fingerpost.routes import OTHER, Access, Backend, Route, RouteTable
 
 TEXT, IMAGE, VIDEO = Needs(), Needs(frozenset({"text", "image"})), Needs(frozenset({"text", "video"}))
 SMALL = Backend("small", "s", "http://s", context=1000)
@@ -228,3 +228,45 @@ def test_no_chosen_backend_ever_violates_a_constraint(table, needs, verdict, mod
             assert needs.features - {"video", "file"} <= backend.accepts
             assert backend.context is None or needs.tokens <= backend.context
             assert backend.name not in struck
+
+
+NAMES = st.one_of(st.none(), st.frozensets(st.sampled_from(["chat", "look", "hard", OTHER])))
+BACKENDS = st.one_of(st.none(), st.frozensets(st.sampled_from(["small", "sees", "big"])))
+
+
+@given(
+    NAMES, BACKENDS, st.sampled_from([TEXT, IMAGE, Needs(tokens=5000)]), st.sampled_from(["chat", "look", "hard", OTHER, None])
+)
+def test_no_backend_is_ever_chosen_that_a_client_may_not_use_or_that_cannot_serve(routes, backends, needs, believed):
+    access = Access(routes, backends)
+    usable = {
+        name
+        for route in TABLE.routes
+        for name in route.backends
+        if access.to_route(route.name)
+        and access.to_backend(name)
+        and not find_constraints(TABLE, needs, [TABLE.backends[name]])
+    }
+    try:
+        decision = choose(TABLE, needs, believe(**{believed: 1.0}) if believed else None, access=access)
+    except (NothingFits, Refused):
+        assert not usable
+    else:
+        assert set(names(decision)) <= usable
+    for name in usable_names(TABLE, access)[1:]:
+        try:
+            assert all(access.to_backend(backend) for backend in names(obey(TABLE, needs, name, access)))
+        except (NothingFits, Refused):
+            pass
+
+
+@pytest.mark.parametrize("model", ["hard", "big"])
+def test_a_named_route_or_backend_beyond_a_clients_access_is_refused(model):
+    with pytest.raises(Refused, match=rf"{model} is not allowed for this key") as refused:
+        obey(TABLE, TEXT, model, Access(frozenset({"chat"}), frozenset({"small"})))
+    assert (refused.value.status, refused.value.code, refused.value.param) == (403, "not_allowed", "model")
+
+
+def test_the_names_that_a_client_may_ask_for():
+    assert usable_names(TABLE) == ["auto", "chat", "look", "hard", OTHER, "small", "sees", "big"]
+    assert usable_names(TABLE, Access(frozenset({"chat"}), frozenset({"big"}))) == ["auto", "chat", "big"]

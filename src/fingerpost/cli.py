@@ -145,7 +145,10 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from fingerpost.server.auth import check_exposure
+
     loaded = config.load(_file(arguments))
+    check_exposure(loaded.config)
     table = assemble.build_table(loaded.config)
     print("backends")
     print(_aligned([_about(backend) for backend in table.backends.values()], indent=2))

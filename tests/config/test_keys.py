@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,16 @@ def test_the_hash_is_in_no_representation(tmp_path: Path) -> None:
     of = loaded(tmp_path, f"keys: [{{name: x, hash: {HASH}}}]\nlimits: {{redis: 'redis://:canary@x'}}").config
     assert HASH not in repr(of)
     assert "canary" not in repr(of)
+
+
+def test_without_the_package_for_redis_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = loaded(tmp_path, "limits: {redis: 'redis://:canary@x'}").config
+    monkeypatch.setitem(sys.modules, "fingerpost.clients.shared", None)
+    with pytest.raises(ConfigError, match=r"limits\.redis: this needs the package redis. pip install 'fingerpost\[redis\]'"):
+        build_world(of, [])
+
+
+def test_an_address_that_the_package_cannot_read_is_an_error_that_does_not_quote_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"limits\.redis: not the URL of a Redis") as error:
+        build_world(loaded(tmp_path, "limits: {redis: 'redis://:canary@x:port/0'}").config, [])
+    assert "canary" not in error.value.message

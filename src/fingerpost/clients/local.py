@@ -15,11 +15,12 @@ MINUTE = 60.0
 
 @dataclass(slots=True)
 class _Account:
-    """When a client's limits are whole again, in seconds of the clock, and what it spent in which period."""
+    """When a client's limits are whole again, in seconds of the clock; what it spent in the period that `ends` then."""
 
     requests: float = -math.inf
     tokens: float = -math.inf
-    period: str = ""
+    per: str = ""
+    ends: float = 0.0
     spent: float = 0.0
 
 
@@ -63,11 +64,12 @@ class Local:
 
     def _account(self, client: Client) -> _Account:
         account = self._accounts.setdefault(client.name, _Account())
+        per = client.limits.per
         if client.limits.usd is None:
             return account
-        period = period_of(client.limits.per, self._now())[0]
-        if account.period != period:
-            account.period, account.spent = period, 0.0
+        now = self._now()
+        if now >= account.ends or account.per != per:
+            account.per, account.ends, account.spent = per, now + period_of(per, now)[1], 0.0
         return account
 
 
