@@ -4,7 +4,8 @@ A **Conversation** of **Messages** comes in at a door. **Constraints** strike ou
 too long). A **Classifier** says what it believes about the **Routes**: a **Verdict** with calibrated probabilities. A pure
 **policy** turns constraints, verdict and thresholds into a **Decision**: one Route, its **Backends** in the order to try, and
 why. The **Gateway** sends a **Call** to the first that answers (each try is an **Attempt**) and streams the **Reply** back byte
-for byte. When it is over, one **Exchange** tells the story once to the **Observers**.
+for byte. When it is over, one **Exchange** tells the story once to the **Observers**. Where **Clients** need keys, each request
+is a **Visit** of one, admitted by its limits and settled in a Ledger.
 
 The rooms, from the outermost to the innermost; a room imports only rooms further in:
 
