@@ -39,6 +39,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._began: float | None = None
         self._in_head = False
         self._head_size = 0
+        self._may_be_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or refuses one too many."""
@@ -52,9 +53,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._began is None and (self.cycle is None or self.cycle.response_complete):
             self._began = self.loop.time()
-        in_head = self._in_head
+        within_head = self._in_head
+        self._may_be_large = within_head or len(data) > MAX_HEAD
         self._feed(data)
-        if in_head and self._in_head:
+        if within_head and self._in_head:
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
                 self._refuse(_head_too_large())
@@ -113,13 +115,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._feed(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines)) + rest)
 
     def _check_head(self) -> None:
-        size, encodings = len(self.url), []
-        for name, value in self.headers:
-            size += len(name) + len(value) + 4
-            if name == b"transfer-encoding":
-                encodings.append(value.lower())
-        version = self.parser.get_http_version()
-        if size > MAX_HEAD or len(self.headers) > MAX_HEADERS:
+        headers, version = self.headers, self.parser.get_http_version()
+        encodings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+        if len(headers) > MAX_HEADERS or (
+            self._may_be_large  # else it came at once and is small; adding up takes time
+            and len(self.url) + sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD
+        ):
             raise _head_too_large()
         if version not in ("1.1", "1.0"):
             raise _Refusal(505, "http_version_not_supported", "use HTTP/1.1")
