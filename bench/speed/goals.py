@@ -33,7 +33,7 @@ class Goal:
     def __str__(self) -> str:
         word = {True: "reached", False: "missed", None: "not measured"}[self.reached]
         sign = ">=" if self.least else "<="
-        figures = [f"{value:,.3g}" if value is not None else "?" for value in (self.measured, self.limit)]
+        figures = [f"{value:,.4g}" if value is not None else "?" for value in (self.measured, self.limit)]
         return f"{word}: {self.what}: {figures[0]} (goal {sign} {figures[1]} {self.unit})"
 
 
