@@ -16,7 +16,7 @@ from bench.speed.cases import CASES
 from bench.speed.load import Target, run_own
 from bench.speed.measure import enter_peer, verify
 from bench.speed.peers import PEERS, fingerpost_config
-from bench.speed.processes import Running, cores, rss_mb
+from bench.speed.processes import Running, cores
 
 SAMPLE = 10_000
 """Requests between two looks at the memory."""
@@ -62,11 +62,11 @@ def soak(folder: Path, requests: int, say: Callable[[str], None], *, plain: bool
         why = verify(server, case, pinned.body, {}, exact=True)
         if why:
             raise RuntimeError(f"fingerpost: {why}")
-        seen, errors, step = [(0, rss_mb(server.pids))], 0, min(SAMPLE, max(1, requests // 10))
+        seen, errors, step = [(0, server.rss_mb())], 0, min(SAMPLE, max(1, requests // 10))
         for done in range(step, requests + 1, step):
             parts = ((pinned, step * 48 // 50), (replace(auto, fresh=True), step // 50), (auto, step // 50))
             errors += sum(run_own(target, 16, 3600, done, count=count).errors for target, count in parts)
-            seen.append((done, rss_mb(server.pids)))
+            seen.append((done, server.rss_mb()))
             say(f"soak: {done} requests, {seen[-1][1]:.1f} MB")
     return {"requests": seen[-1][0], "errors": errors, "mb_per_100k": slope(seen), "rss_mb": seen}
 
@@ -88,9 +88,9 @@ def streams(folder: Path, count: int) -> dict[str, object]:
         why = verify(server, case, target.body, {}, exact=True)
         if why:
             raise RuntimeError(f"fingerpost: {why}")
-        before = rss_mb(server.pids)
+        before = server.rss_mb()
         found = run_own(target, count, 3600, count=count)
-        after = rss_mb(server.pids)
+        after = server.rss_mb()
     right = found.requests - found.errors
     return {
         "asked": count,

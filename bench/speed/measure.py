@@ -17,7 +17,7 @@ from bench.speed.canned import upstream
 from bench.speed.cases import Body, Case
 from bench.speed.load import Load, Target
 from bench.speed.peers import PEERS, Peer
-from bench.speed.processes import Running, cores, cpu_seconds, free_port, rss_mb, running
+from bench.speed.processes import Running, cores, free_port, running
 
 DIRECT = "direct"
 """The client at the upstream, nothing between: what latency is compared with."""
@@ -179,7 +179,7 @@ class _Bench:
         cases = [case for case in self._plan.cases if case.upstream == self._kind]
         for subject, case in itertools.product(subjects(self._plan.peers), cases):
             void[subject.name, case.name] = self._prepare(subject, case)
-        before = {name: rss_mb(server.pids) for name, server in self._servers.items() if server.process.poll() is None}
+        before = {name: server.rss_mb() for name, server in self._servers.items() if server.process.poll() is None}
         for round_, (case, connections, subject) in itertools.product(range(self._plan.rounds), self._steps(cases)):
             if not void[subject.name, case.name]:
                 sample = self._sample(subject, case, connections)
@@ -190,7 +190,7 @@ class _Bench:
                 samples.setdefault((subject.name, case.name, connections), []).append(sample)
                 self._plan.say(_line(round_, subject, case, connections, sample))
         for name, size in before.items():
-            findings.memory.append(Memory(name, self._kind, size, rss_mb(self._servers[name].pids)))
+            findings.memory.append(Memory(name, self._kind, size, self._servers[name].rss_mb()))
         for case, connections, subject in self._steps(cases):
             why = void[subject.name, case.name]
             findings.cells.append(summary((subject.name, case.name, connections), samples, why))
@@ -228,13 +228,13 @@ class _Bench:
 
     def _sample(self, subject: Subject, case: Case, connections: int) -> Sample:
         target, first = self._target(subject, case), next(self._numbers)
-        pids = self._servers[subject.peer.name].pids if subject.peer else []
-        start = cpu_seconds(pids)
+        server = self._servers[subject.peer.name] if subject.peer else None
+        start = server.cpu_seconds() if server else 0.0
         if case.short and not (subject.peer and subject.peer.slow) and not self._plan.plain:
             found = load.run_wrk(target, connections, self._plan.seconds, first, self._plan.folder)
         else:
             found = load.run_own(target, connections, self._plan.seconds, first)
-        return Sample(found, cpu_seconds(pids) - start)
+        return Sample(found, server.cpu_seconds() - start if server else 0.0)
 
 
 def summary(key: Key, samples: Mapping[Key, Sequence[Sample]], why: str) -> Cell:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,18 +52,25 @@ def _everyone() -> dict[int, int]:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of these processes.
+    """User and system time of these processes; one that has ended counts nothing.
 
     Read from each process's CPU clock, which counts nanoseconds where /proc/PID/stat counts ticks of 10 ms; the clock's
     number is made as clock_getcpuclockid(3) makes it.
     """
-    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+    used = 0.0
+    for pid in pids:
+        with suppress(OSError):
+            used += time.clock_gettime((~pid << 3) | 2)
+    return used
 
 
 def rss_mb(pids: Sequence[int]) -> float:
-    """Resident memory of these processes, in MB (10^6 bytes)."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * page / 1e6
+    """Resident memory of these processes, in MB (10^6 bytes); one that has ended has none."""
+    pages = 0
+    for pid in pids:
+        with suppress(OSError):
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,14 @@ class Running:
     def pids(self) -> list[int]:
         """The process and its descendants."""
         return family(self.process.pid, _everyone())
+
+    def cpu_seconds(self) -> float:
+        """The CPU time that they have used."""
+        return cpu_seconds(self.pids)
+
+    def rss_mb(self) -> float:
+        """The memory that they have, in MB."""
+        return rss_mb(self.pids)
 
     def last_words(self) -> str:
         """The end of what it wrote."""
@@ -101,10 +117,8 @@ def running(command: Sequence[str], port: int, log: Path, cores: set[int]) -> It
             process.kill()
             process.wait()
         for pid in members[1:]:
-            try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                continue
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def free_port() -> int:

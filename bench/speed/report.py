@@ -11,20 +11,19 @@ from bench.speed.cases import CASES, CHUNKS
 from bench.speed.goals import CONNECTIONS, Goal
 from bench.speed.measure import DIRECT, Cell, Memory
 
-_COLUMNS = (
-    "gateway", "CPU us, 1 connection", "16", "256", "x Envoy", "x switchyard", "requests/s per core", "requests/s",
-    "added p50 ms", "added p99 ms",
-)  # fmt: skip
+_COLUMNS = ("x Envoy", "x switchyard", "requests/s per core", "requests/s", "added p50 ms", "added p99 ms")
 
 
 def tables(cells: Sequence[Cell], memory: Sequence[Memory]) -> str:
-    """A table for each case, ratios, rates and latency at 16 connections; then memory."""
+    """A table for each case: CPU time per request at each number of connections, the rest at 16; then memory."""
     parts = []
     for name in dict.fromkeys(cell.case for cell in cells):
         mine = [cell for cell in cells if cell.case == name]
-        rows = [_row(subject, mine) for subject in dict.fromkeys(cell.subject for cell in mine)]
+        counts = list(dict.fromkeys(cell.connections for cell in mine))
+        rows = [_row(subject, mine, counts) for subject in dict.fromkeys(cell.subject for cell in mine)]
+        head = ["gateway", *(f"CPU us at {count}" for count in counts), *_COLUMNS]
         note = f" CPU is that of the whole stream; a chunk is 1/{CHUNKS} of it." if CASES[name].stream else ""
-        parts.append(f"### {CASES[name].title}\n\n{markdown(_COLUMNS, rows)}{note and chr(10) * 2 + note.strip()}")
+        parts.append(f"### {CASES[name].title}\n\n{markdown(head, rows)}{note and chr(10) * 2 + note.strip()}")
     sizes = [(one.subject, one.upstream, f"{one.before_mb:.0f}", f"{one.after_mb:.0f}") for one in memory]
     if sizes:
         parts.append(f"### Memory\n\n{markdown(('gateway', 'upstream', 'RSS MB before', 'after'), sizes)}")
@@ -37,9 +36,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _row(subject: str, cells: Sequence[Cell]) -> list[str]:
+def _row(subject: str, cells: Sequence[Cell], counts: Sequence[int]) -> list[str]:
     at = {cell.connections: cell for cell in cells if cell.subject == subject}
-    cpu = [_cpu(at.get(connections)) for connections in (1, 16, 256)]
+    cpu = [_cpu(at.get(count)) for count in counts]
     cell = at.get(CONNECTIONS)
     if cell is None or cell.void or subject == DIRECT:
         direct = cell is not None and not cell.void

@@ -30,6 +30,7 @@ def test_cpu_time_and_memory_are_those_of_the_process() -> None:
     assert cpu_seconds([os.getpid()]) - mine <= time.process_time() - start + 0.05
     assert cpu_seconds([os.getpid()]) > mine
     assert 1 < rss_mb([os.getpid()]) < 100_000
+    assert cpu_seconds([2**22 + 1]) == rss_mb([2**22 + 1]) == 0
 
 
 def test_a_process_runs_on_its_core_and_is_stopped_with_its_children(tmp_path: Path, eventually) -> None:

@@ -56,6 +56,11 @@ def test_wrks_last_line_is_read() -> None:
     assert read_wrk(told) == Load(10, 1, 1.0, 0.0015, 0.009)
 
 
+@pytest.mark.parametrize("told", ["", "unable to connect to 127.0.0.1:1 Connection refused\n"])
+def test_where_wrk_got_nowhere_there_is_an_error(told: str) -> None:
+    assert read_wrk(told).errors == 1
+
+
 def test_the_slope_of_memory_leaves_the_first_fifth_out() -> None:
     assert slope([(0, 10), (10_000, 90), (20_000, 100), (60_000, 102), (100_000, 104)]) == pytest.approx(5.0)
 
@@ -78,8 +83,8 @@ def test_without_cells_no_goal_is_taken_for_reached() -> None:
 
 def test_the_tables_have_ratios_and_say_what_is_void() -> None:
     text = report.about({"CPU": "x"}, check(CELLS, {}), CELLS, [Memory("envoy", "small", 60.0, 64.4)])
-    assert "| fingerpost | - | 90 | 95 | 1.12 | 0.45 | 11,111 | 500 | 0.00 | 0.00 |" in text
-    assert "| litellm | - | void |" in text
+    assert "| fingerpost | 90 | 95 | 1.12 | 0.45 | 11,111 | 500 | 0.00 | 0.00 |" in text
+    assert "| litellm | void | - |" in text
     assert "- void: litellm, small chat: 3 errors in 9 requests at 16 connections" in text
     assert "| envoy | small | 60 | 64 |" in text
 
