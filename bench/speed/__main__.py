@@ -37,23 +37,31 @@ def main() -> int:
     os.sched_setaffinity(0, cores()[1])  # the load, and whatever else is started here without a core of its own
     extras = _extras(options, folder)
     decisions = [_decision_us() for _ in range(2 * options.ready)]
-    findings = measure(_plan(options, peers, folder)) if options.cases else Findings()
+    findings = Findings()
+    for findings in measure(_plan(options, peers, folder)):
+        _write(options, machine, findings, extras)  # so that a run which is broken off has told what it found
     decisions += [_decision_us() for _ in range(2 * options.ready)]
     if decisions:
         extras["decision_us"] = statistics.median(decisions)
-    goals = check(findings.cells, extras)
-    results = {"machine": machine, "options": vars(options) | {"out": str(options.out)}, **asdict(findings), **extras}
-    results["goals"] = [asdict(goal) | {"reached": goal.reached} for goal in goals]
-    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.out / "report.md").write_text(report.about(machine, goals, findings.cells, findings.memory))
-    (options.out / "cpu.svg").write_text(report.drawing(findings.cells))
-    print(report.about(machine, goals, findings.cells, findings.memory))
+    print(_write(options, machine, findings, extras))
     return 0
 
 
 def say(line: str) -> None:
     """Tells how it goes, on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _write(options: argparse.Namespace, machine: dict[str, str], findings: Findings, extras: dict[str, Any]) -> str:
+    """Writes all files; the report."""
+    goals = check(findings.cells, extras)
+    results = {"machine": machine, "options": vars(options) | {"out": str(options.out)}, **asdict(findings), **extras}
+    results["goals"] = [asdict(goal) | {"reached": goal.reached} for goal in goals]
+    text = report.about(machine, goals, findings.cells, findings.memory)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / "report.md").write_text(text)
+    (options.out / "cpu.svg").write_text(report.drawing(findings.cells))
+    return text
 
 
 def _plan(options: argparse.Namespace, peers: list[str], folder: Path) -> Plan:

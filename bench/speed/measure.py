@@ -113,13 +113,13 @@ class Sample:
 Key = tuple[str, str, int]
 
 
-def measure(plan: Plan) -> Findings:
-    """Measures all cases, those of one upstream at a time."""
+def measure(plan: Plan) -> Iterator[Findings]:
+    """Measures all cases, those of one upstream at a time; gives what is found so far after each."""
     findings = Findings()
     for kind in dict.fromkeys(case.upstream for case in plan.cases):
         with ExitStack() as stack:
             _Bench(plan, kind, stack).run(findings)
-    return findings
+        yield findings
 
 
 def enter_peer(stack: ExitStack, peer: Peer, folder: Path, upstream_port: int) -> Running:

@@ -86,7 +86,7 @@ def test_a_missing_gateway_is_said_with_what_to_do(tmp_path: Path) -> None:
 def test_a_small_run_measures_fingerpost_in_all_three_ways(tmp_path: Path) -> None:
     said: list[str] = []
     cases = (replace(CASES["small"], connections=(2,)),)
-    found = measure(Plan(("fingerpost",), cases, fresh_folder(tmp_path), 1, 0.2, (2,), plain=True, say=said.append))
+    *_, found = measure(Plan(("fingerpost",), cases, fresh_folder(tmp_path), 1, 0.2, (2,), plain=True, say=said.append))
     by = {cell.subject: cell for cell in found.cells}
     assert list(by) == ["direct", "fingerpost", "fingerpost-auto", "fingerpost-cached"]
     assert [cell.void for cell in found.cells] == [""] * 4
