@@ -31,7 +31,7 @@ from fingerpost.router import Router
 from fingerpost.routes import Backend, Price, Route, RouteTable, Timeouts
 from fingerpost.testing import FakeBackend, FakeReply, ScriptedClassifier
 from fingerpost.upstreams import Call, Headers, Reply
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 Until = Callable[[Callable[[], object]], None]
 BODY = b'{"model":"auto","messages":[{"role":"user","content":"hi"}]}'
@@ -55,7 +55,7 @@ class World:
         }
         self.classifier = ScriptedClassifier()
         router = Router(RouteTable((Route("other", backends=tuple(options.pop("order", "abc"))),), backends), self.classifier)
-        self.upstreams = {name: OpenAIUpstream(backend) for name, backend in backends.items()}
+        self.upstreams = {name: Http1Upstream(backend) for name, backend in backends.items()}
         self.gateway = Gateway(router, self.upstreams, [self], pause=self.pause, **{"retries": 0, **options})
 
     def observe(self, exchange: Exchange) -> None:
@@ -265,7 +265,7 @@ async def test_the_next_backend_answers_when_the_first_one_cannot(world: Build, 
         (raw(b"transfer-encoding: chunked"), "the connection broke"),
         (HANG, "no answer in time"),
         (raw(b"content-length: 5"), "the connection broke"),
-        (FakeReply(raw=b"garbage\r\n\r\n"), "ClientResponseError"),
+        (FakeReply(raw=b"garbage\r\n\r\n"), "spoke no valid HTTP"),
     ],
 )
 @pytest.mark.parametrize("body", [BODY, STREAM])
@@ -373,7 +373,7 @@ async def test_the_name_of_a_backend_does_not_make_its_failure_a_timeout(fake: F
     fake.default = NO_HEADERS
     backend = Backend("just in time", "m", fake.url)
     table = RouteTable((Route("other", backends=("just in time",)),), {backend.name: backend})
-    gateway = Gateway(Router(table, Fixed("other")), {backend.name: OpenAIUpstream(backend)}, retries=0)
+    gateway = Gateway(Router(table, Fixed("other")), {backend.name: Http1Upstream(backend)}, retries=0)
     with pytest.raises(UpstreamError) as caught:
         async with gateway.carry(BODY):
             pass
@@ -615,9 +615,7 @@ async def test_times_are_taken_from_the_clock(fake: FakeBackend) -> None:
     backend = Backend("a", "m", fake.url)
     table = RouteTable((Route("other", backends=("a",)),), {"a": backend})
     observers: list[Observer] = [Collecting()]
-    gateway = Gateway(
-        Router(table, Fixed("other")), {"a": OpenAIUpstream(backend)}, observers, clock=lambda: float(next(ticks))
-    )
+    gateway = Gateway(Router(table, Fixed("other")), {"a": Http1Upstream(backend)}, observers, clock=lambda: float(next(ticks)))
     async with gateway.carry(BODY) as answer:
         assert [chunk async for chunk in answer.chunks]
     await gateway.aclose()
@@ -627,9 +625,10 @@ async def test_times_are_taken_from_the_clock(fake: FakeBackend) -> None:
 async def test_closing_the_gateway_closes_its_classifier_and_its_upstreams(world: Build) -> None:
     w = world()
     await w.ask()
-    session = next(iter(w.upstreams["a"]._sessions.values()))
+    (pool,) = w.upstreams["a"]._pools.values()
+    assert pool.connections
     await w.gateway.aclose()
-    assert session.closed
+    assert not pool.connections
     assert w.classifier.closed == 1
 
 

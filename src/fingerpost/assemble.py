@@ -15,6 +15,7 @@ from fingerpost.classifiers.chain import Chain, Link
 from fingerpost.classifiers.fixed import Fixed
 from fingerpost.classifiers.rules import Rule, Rules
 from fingerpost.config import Loaded, load
+from fingerpost.config.file import proxy_for
 from fingerpost.config.shape import (
     ArchConfig,
     ChainConfig,
@@ -95,7 +96,8 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None) -> 
     """A gateway with upstreams for every backend; it logs to standard output unless other observers are given."""
     router = build_router(config)
     metrics = Metrics([route.name for route in router.table.routes])
-    upstreams = {name: _upstream(backend) for name, backend in router.table.backends.items()}
+    backends = router.table.backends
+    upstreams = {section.name: _upstream(backends[section.name], section.transport) for section in config.backends}
     watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
     gateway = Gateway(router, upstreams, watching, retries=config.server.retries, deadline=config.server.deadline)
     return World(config, gateway, metrics)
@@ -170,11 +172,16 @@ def _all_rules(config: Config) -> list[RuleConfig]:
     return [*config.rules, *(rule for section in sections for rule in section.rules)]
 
 
-def _upstream(backend: Backend) -> Upstream:
-    # Imported here: the HTTP client takes longer to load than a decision without one takes in all.
-    from fingerpost.upstreams.openai import OpenAIUpstream
+def _upstream(backend: Backend, transport: str = "auto") -> Upstream:
+    proxy = proxy_for(backend.url)
+    # Imported here: either takes longer to load than a decision without one takes in all.
+    if transport == "library" or (transport == "auto" and proxy):
+        from fingerpost.upstreams.library import LibraryUpstream
 
-    return OpenAIUpstream(backend)
+        return LibraryUpstream(backend, proxy=proxy)
+    from fingerpost.upstreams.http1 import Http1Upstream
+
+    return Http1Upstream(backend)
 
 
 def _rule(config: RuleConfig) -> Rule:

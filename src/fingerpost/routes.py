@@ -44,7 +44,8 @@ class Backend:
     """A model behind an OpenAI-compatible base URL.
 
     `accepts` are the features that it can serve, `context` its window in tokens (None: unknown, never a reason to strike it
-    out); `auth` says which header carries `key`; `api_version` is Azure's query parameter.
+    out); `auth` says which header carries `key`; `api_version` is Azure's query parameter; `ca` is a PEM file with the
+    authorities that may vouch for its https certificate (None: the system's).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Backend:
     context: int | None = None
     price: Price = Price()
     timeouts: Timeouts = Timeouts()
+    ca: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

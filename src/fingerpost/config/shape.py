@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from fingerpost.chat import Feature
 from fingerpost.routes import Backend, Price, Route, Timeouts
+from fingerpost.upstreams.openai import parse_url, tls_context
 
 
 class Section(BaseModel):
@@ -31,6 +32,7 @@ def base_url(url: str) -> str:
     """`url` without a slash at its end, if it can be the base of an API."""
     if not re.match(r"https?://[^\s/?#]+", url) or re.search(r"[\s?#]", url):
         raise ValueError("not an http or https base URL without query; write one such as https://api.openai.com/v1")
+    parse_url(url)
     return url.rstrip("/")
 
 
@@ -65,6 +67,11 @@ class BackendConfig(Section):
     key: str | None = Field(None, repr=False, description="The API key; usually ${NAME}. Leave out for a server without one.")
     auth: Literal["bearer", "api-key"] = Field("bearer", description="How the key is sent; Azure OpenAI wants api-key.")
     api_version: str | None = Field(None, description="Azure OpenAI's api-version query parameter.")
+    ca: str | None = Field(None, description="A PEM file with the authorities that vouch for its https certificate.")
+    transport: Literal["auto", "own", "library"] = Field(
+        "auto",
+        description="The HTTP client: own, library (aiohttp), or auto: library where a proxy variable applies, else own.",
+    )
     headers: dict[str, str] = Field({}, repr=False, description="More headers to send to this backend.")
     accepts: list[Feature] = Field(
         ["text", "tools", "json_schema"], description="What it can serve: text, image, audio, video, file, tools, json_schema."
@@ -82,6 +89,16 @@ class BackendConfig(Section):
     @classmethod
     def _is_one_line(cls, value: str | None) -> str | None:
         return one_line(value) if value else value
+
+    @field_validator("ca")
+    @classmethod
+    def _holds_certificates(cls, path: str | None) -> str | None:
+        if path:
+            try:
+                tls_context(path)
+            except OSError as error:
+                raise ValueError(f"cannot be read as a PEM file of certificates ({error.strerror or error})") from None
+        return path or None
 
     @field_validator("headers")
     @classmethod
@@ -244,6 +261,7 @@ def to_backend(config: BackendConfig) -> Backend:
         context=config.context,
         price=Price(config.price.input, config.price.output),
         timeouts=Timeouts(config.timeouts.connect, config.timeouts.read, config.timeouts.total),
+        ca=config.ca,
     )
 
 
