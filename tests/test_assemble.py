@@ -197,6 +197,33 @@ async def test_a_world_has_a_gateway_metrics_and_its_observers():
     assert log.getvalue() == ""
 
 
+def transports(**backend) -> str:
+    world = build_world(config_of(backends=[{**BACKEND, **backend}]), [])
+    return type(world.gateway.upstreams["small"]).__name__, getattr(world.gateway.upstreams["small"], "proxy", None)
+
+
+@pytest.fixture
+def no_proxy_variables(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_requests_are_carried_by_our_own_client_unless_it_is_to_be_the_librarys(no_proxy_variables):
+    assert transports() == transports(transport="own") == ("Http1Upstream", None)
+    assert transports(transport="library") == ("LibraryUpstream", None)
+
+
+def test_behind_a_proxy_the_library_carries(no_proxy_variables, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "inner.example,10.0.0.1")
+    through = ("LibraryUpstream", "http://proxy.example:3128")
+    assert transports(url="https://api.example/v1") == transports(url="https://api.example/v1", transport="library") == through
+    assert transports(url="https://api.example/v1", transport="own") == ("Http1Upstream", None)
+    for url in ("http://api.example/v1", "https://inner.example/v1", "https://a.inner.example/v1", "https://10.0.0.1/v1"):
+        assert transports(url=url) == ("Http1Upstream", None)
+
+
 def test_a_world_logs_to_standard_output_unless_told_otherwise(capsys):
     assert build_world(config_of()).gateway is not None
     assert capsys.readouterr().out == ""

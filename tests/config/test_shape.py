@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import trustme
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fingerpost.config import shape
@@ -214,6 +215,26 @@ def test_a_number_from_the_environment_is_a_number(field, value):
 def test_secrets_are_not_in_a_sections_repr(section):
     assert "SECRET" not in repr(section)
     assert "SECRET" not in str(section)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:pass-SECRET@a/v1", "http://user@a", "http://[::1/v1", "http://a:99999", "http://a:x"]
+)
+def test_a_url_that_cannot_be_called_is_refused(url):
+    with pytest.raises(ValidationError):
+        backend(url=url)
+
+
+def test_a_file_of_authorities_must_be_one(tmp_path):
+    path = tmp_path / "ca.pem"
+    with pytest.raises(ValidationError, match="cannot be read as a PEM file of certificates"):
+        backend(ca=str(path))
+    path.write_text("nothing")
+    with pytest.raises(ValidationError, match="cannot be read as a PEM file of certificates"):
+        backend(ca=str(path))
+    trustme.CA().cert_pem.write_to_path(path)
+    assert to_backend(backend(ca=str(path))).ca == str(path)
+    assert to_backend(backend(ca="")).ca is None
 
 
 def test_a_backend_is_built_from_all_its_keys():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,9 @@ from fingerpost.errors import UpstreamError
 from fingerpost.routes import Backend
 from fingerpost.upstreams import Call, Headers, Reply, openai
 from fingerpost.upstreams.openai import POOL_SIZE, own_headers, parse_url, tls_context
+
+ONE_WRITE = 1 << 20
+"""Bytes of a body that aiohttp may write at once."""
 
 
 class LibraryUpstream:
@@ -41,10 +45,12 @@ class LibraryUpstream:
         # aiohttp writes header values as UTF-8, so reading them as anything else would change them.
         headers = CIMultiDict((name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in call.headers)
         headers.update(self._own_headers)
+        # aiohttp wants large bodies as files, which it reads piece by piece; BytesIO shares the bytes.
+        content = call.body if len(call.body) <= ONE_WRITE else io.BytesIO(call.body)
         try:
             url = URL(self._address.url(call.path, self.backend.api_version), encoded=True)
             response = await self._connected().post(
-                url, data=call.body, headers=headers, allow_redirects=False, ssl=self._tls, proxy=self.proxy
+                url, data=content, headers=headers, allow_redirects=False, ssl=self._tls, proxy=self.proxy
             )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise as_upstream_error(self.backend.name, error) from None
@@ -82,12 +88,9 @@ def as_upstream_error(name: str, error: BaseException) -> UpstreamError:
         return openai.unreachable(name, error.os_error)
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return openai.unreachable(name, error)
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
+    # A body that ends early and one that is no valid HTTP are the same error of aiohttp.
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError):
         return openai.broken(name)
-    if isinstance(error, aiohttp.ClientPayloadError):
-        # A body that ends early and one that is not valid come as the same error; what caused it tells them apart.
-        invalid = isinstance(error.__cause__, aiohttp.http_exceptions.HttpProcessingError | aiohttp.ClientResponseError)
-        return openai.not_http(name) if invalid else openai.broken(name)
     if isinstance(error, aiohttp.ClientResponseError):
         return openai.not_http(name)
     if isinstance(error, ValueError):
