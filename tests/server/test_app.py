@@ -584,7 +584,7 @@ async def test_only_a_disconnect_ends_a_request_whatever_else_the_server_says() 
 class Defective:
     """Stands where the metrics are and fails."""
 
-    def render(self, in_flight: int) -> bytes:
+    def render(self, *_: Any) -> bytes:
         raise LookupError("canary")
 
 

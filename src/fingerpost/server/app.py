@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import traceback
 import uuid
@@ -159,7 +160,7 @@ class App:
         await _send_json(send, status, detail)
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        content = self.world.metrics.render(self.world.gateway.in_flight)
+        content = self.world.metrics.render(self.world.gateway.in_flight, self.world.guards.values())
         await _send_bytes(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     async def _body(self, scope: Scope, receive: Receive, request_id: bytes) -> bytes:
@@ -206,7 +207,8 @@ class _Sending:
     async def fail(self, error: FingerpostError, headers: Headers) -> None:
         """Answers with the error; ends a stream that has begun with an error event, and any other response by cutting it."""
         if not self._started:
-            return await _send_json(self._send, error.status, error.to_json(), headers)
+            again = [] if error.retry_after is None else [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]
+            return await _send_json(self._send, error.status, error.to_json(), [*headers, *again])
         if not self._open_ended:
             raise ConnectionAbortedError(error.message) from None
         # The backend may have broken off within an event; a blank line ends that one, so that ours is read by itself.

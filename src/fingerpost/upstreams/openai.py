@@ -35,8 +35,8 @@ class OpenAIUpstream:
         headers = CIMultiDict((name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in call.headers)
         headers.update(self._own_headers)
         try:
-            response = await self._connected().post(
-                _url(self.backend, call.path), data=call.body, headers=headers, allow_redirects=False
+            response = await self._connected().request(
+                call.method, _url(self.backend, call.path), data=call.body or None, headers=headers, allow_redirects=False
             )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise as_upstream_error(self.backend.name, error) from None
