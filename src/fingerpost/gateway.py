@@ -88,6 +88,7 @@ class Gateway:
         self.hedge = hedge
         self.budget = budget or Budget()
         self.in_flight = 0
+        self._running: set[asyncio.Task[object]] = set()
         self._clock = clock
         self._pause = pause
         self._wall = wall
@@ -144,6 +145,11 @@ class Gateway:
             finally:
                 await chunks.aclose()
                 await reply.close()
+
+    def cut(self) -> None:
+        """Cancels the tasks of all requests that are being served."""
+        for task in self._running:
+            task.cancel()
 
     async def aclose(self) -> None:
         """Closes the router and all upstreams."""
@@ -238,6 +244,9 @@ class Gateway:
         """A story that is told to the observers once, however the block ends; one that is cancelled has lost its client."""
         story = _Story(request_id, self._clock())
         self.in_flight += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         try:
             yield story
         except Exception as error:
@@ -245,6 +254,7 @@ class Gateway:
             raise
         finally:
             self.in_flight -= 1
+            self._running.discard(task)
             self._tell(story.exchange(self._clock()))
 
     def _tell(self, exchange: Exchange) -> None:

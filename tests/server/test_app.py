@@ -590,7 +590,7 @@ class Defective:
 
 async def test_a_defect_is_500_and_neither_the_client_nor_the_log_hears_its_text(caplog: pytest.LogCaptureFixture) -> None:
     app, talk = app_around(ScriptedClassifier()), Talk()
-    app.world = type(app.world)(app.world.config, app.world.gateway, Defective())  # type: ignore[arg-type]
+    app.upkeep.world = type(app.world)(app.world.config, app.world.gateway, Defective())  # type: ignore[arg-type]
     await app(get("/metrics"), talk.receive, talk.send)
     assert talk.sent[0]["status"] == 500
     assert talk.json["error"]["code"] == "internal_error"

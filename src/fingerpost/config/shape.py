@@ -256,6 +256,7 @@ class ServerConfig(Section):
     deadline: float = Field(600.0, gt=0, description="Seconds until the first byte of a reply, all attempts together.")
     drain: float = Field(30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")
     cache: int = Field(10_000, ge=0, description="Verdicts to remember; 0 remembers none.")
+    reload: bool = Field(True, description="Whether a change of the configuration file is taken up while serving.")
     retry_budget: RetryBudgetConfig = RetryBudgetConfig()
     hedge: float | None = Field(None, gt=0, description="Seconds without a first byte after which a second backend is asked.")
 

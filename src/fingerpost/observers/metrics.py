@@ -81,6 +81,22 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._reloads = Counter(
+            "fingerpost_config_reload",
+            "Reloads of the configuration: ok or failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._last_reload_ok = Gauge(
+            "fingerpost_config_last_reload_ok", "1 unless the last reload failed.", registry=self.registry
+        )
+        self._last_reload_ok.set(1)
+
+    def reloaded(self, *, ok: bool) -> None:
+        """Counts a reload of the configuration."""
+        self._reloads.labels("ok" if ok else "failed").inc()
+        self._last_reload_ok.set(ok)
+
     def learn(self, routes: Collection[str]) -> None:
         """Makes more route names label values."""
         self._routes |= frozenset(routes)
