@@ -15,7 +15,7 @@ from fingerpost.assemble import World, build_world
 from fingerpost.config.shape import Config
 from fingerpost.records import Exchange
 from fingerpost.server.serve import build_server
-from fingerpost.testing import FAULTS, FakeBackend, FakeReply, FaultProxy
+from fingerpost.testing import FAULTS, FakeBackend, FakeReply, Fault, FaultProxy
 
 Until = Callable[[Callable[[], object]], None]
 CHAT = "/v1/chat/completions"
@@ -34,8 +34,8 @@ BY_CLIENT = frozenset({"content-length too long", "content-length too short", "c
 class Faulty:
     """A server in front of a fake behind a faulty proxy, and of a good one after it or a busy one before it."""
 
-    def __init__(self, world: World, port: int, proxy: FaultProxy, told: list[Exchange]) -> None:
-        self.world, self.port, self.proxy, self.told = world, port, proxy, told
+    def __init__(self, world: World, port: int, proxy: FaultProxy, behind: FakeBackend, told: list[Exchange]) -> None:
+        self.world, self.port, self.proxy, self.behind, self.told = world, port, proxy, behind, told
 
     async def ask(self, *, stream: bool) -> str:
         return await asyncio.to_thread(ask, self.port, stream)
@@ -71,7 +71,7 @@ def is_error(content: bytes) -> bool:
 
 
 @asynccontextmanager
-async def serving(fault: str, *, first: bool, **server: Any) -> AsyncIterator[Faulty]:
+async def serving(fault: str, *, first: bool, read: float = 0.3, **server: Any) -> AsyncIterator[Faulty]:
     told: list[Exchange] = []
 
     class Recorder:
@@ -80,7 +80,7 @@ async def serving(fault: str, *, first: bool, **server: Any) -> AsyncIterator[Fa
     with FakeBackend(FakeReply(WORDS)) as behind, FakeBackend() as other, FaultProxy(behind.port, FAULTS[fault]) as proxy:
         other.default = FakeReply(WORDS) if first else FakeReply(status=503)
         urls = [proxy.url, other.url] if first else [other.url, proxy.url]
-        limits = {"connect": 0.3, "read": 0.3}
+        limits = {"connect": 0.3, "read": read}
         backends = [{"name": f"b{i}", "model": "m", "url": url, "timeouts": limits} for i, url in enumerate(urls)]
         sections = {"backends": backends, "routes": [{"name": "other", "backends": ["b0", "b1"]}],
                     "classifier": {"use": "fixed", "route": "other"},
@@ -93,7 +93,7 @@ async def serving(fault: str, *, first: bool, **server: Any) -> AsyncIterator[Fa
             await asyncio.sleep(0.005)
         port = running.servers[0].sockets[0].getsockname()[1]
         try:
-            yield Faulty(world, port, proxy, told)
+            yield Faulty(world, port, proxy, behind, told)
         finally:
             running.should_exit = True
             await task
@@ -148,3 +148,23 @@ async def test_after_a_few_failures_a_faulty_backend_costs_no_time_any_more(faul
             assert await faulty.ask(stream=False) == "answer"
     kinds = [[attempt.kind for attempt in told.attempts] for told in faulty.told]
     assert kinds == [["first", "failover"]] * 5 + [["open", "first"]]
+
+
+async def test_a_client_that_reads_slowly_slows_the_backend_down_and_the_backend_is_not_blamed() -> None:
+    content = b"x" * 64_000_000
+    async with serving("slow", first=True, read=1.0, deadline=30.0) as faulty:
+        faulty.proxy.fault = Fault()
+        faulty.behind.default = FakeReply(raw=b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
+        reader, writer = await asyncio.open_connection("127.0.0.1", faulty.port, limit=1 << 16)
+        body = b'{"model":"other","messages":[{"role":"user","content":"hi"}]}'
+        writer.write(b"POST " + CHAT.encode() + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
+        writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
+        await reader.readuntil(b"\r\n\r\n")
+        passed = [-1, -1, -1]
+        while len(set(passed[-3:])) > 1:  # until it has stood still for longer than the time to read
+            await asyncio.sleep(0.6)
+            passed.append(faulty.proxy.passed)
+        assert passed[-1] < len(content) // 2
+        assert await reader.read() == content
+        writer.close()
+    assert [(told.outcome, told.sent_bytes) for told in faulty.told] == [("completed", len(content))]

@@ -74,12 +74,14 @@ FAULTS: Mapping[str, Fault] = {
 class FaultProxy:
     """A TCP proxy on a loopback socket before the server at `port`, in a thread of its own.
 
-    `fault` is what happens to connections made from then on. `open` is how many there are now, `accepted` how many there were.
+    `fault` is what happens to connections made from then on. `open` is how many there are now, `accepted` how many there were,
+    and `passed` how many bytes of replies went through.
     """
 
     def __init__(self, port: int, fault: Fault | None = None) -> None:
         self.open = 0
         self.accepted = 0
+        self.passed = 0
         self.port = 0
         self._behind = port
         self._fault = fault or Fault()
@@ -146,7 +148,7 @@ class FaultProxy:
         try:
             answers, behind = await asyncio.open_connection("127.0.0.1", self._behind)
             going = asyncio.ensure_future(_pass(reader, behind))
-            coming = asyncio.ensure_future(_reply(self._fault, answers, writer))
+            coming = asyncio.ensure_future(self._reply(self._fault, answers, writer))
             try:
                 # Over when the backend's side is, or when the client has gone.
                 await asyncio.wait({going, coming}, return_when=asyncio.FIRST_COMPLETED)
@@ -163,40 +165,40 @@ class FaultProxy:
                 if side is not None:
                     side.close()
 
+    async def _reply(self, fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Passes the backend's bytes on as far and in the way that the fault allows."""
+        if fault.hang and fault.cut_at is None:
+            await asyncio.Event().wait()
+        data = await (reader.readuntil(b"\r\n\r\n") if fault.rewrite else reader.read(1 << 16))
+        data = fault.rewrite(data) if fault.rewrite else data
+        await asyncio.sleep(fault.delay)
+        left = fault.cut_at
+        while data:
+            data = data if left is None else data[:left]
+            step = _PIECE if fault.drip else max(len(data), 1)
+            for start in range(0, len(data), step):
+                writer.write(data[start : start + step])
+                await writer.drain()
+                self.passed += len(data[start : start + step])
+                await asyncio.sleep(fault.drip)
+            if left is not None:
+                left -= len(data)
+                if not left:
+                    break
+            data = await reader.read(1 << 16)
+        if left == 0:
+            if fault.hang:
+                await asyncio.Event().wait()
+            if fault.reset:
+                await asyncio.sleep(0.02)  # so that what was sent is read before the reset overtakes it
+                _reset(writer)
+
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Passes everything on until the one who sends it closes."""
     while data := await reader.read(1 << 16):
         writer.write(data)
         await writer.drain()
-
-
-async def _reply(fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Passes the backend's bytes on as far and in the way that the fault allows."""
-    if fault.hang and fault.cut_at is None:
-        await asyncio.Event().wait()
-    data = await (reader.readuntil(b"\r\n\r\n") if fault.rewrite else reader.read(1 << 16))
-    data = fault.rewrite(data) if fault.rewrite else data
-    await asyncio.sleep(fault.delay)
-    left = fault.cut_at
-    while data:
-        data = data if left is None else data[:left]
-        step = _PIECE if fault.drip else max(len(data), 1)
-        for start in range(0, len(data), step):
-            writer.write(data[start : start + step])
-            await writer.drain()
-            await asyncio.sleep(fault.drip)
-        if left is not None:
-            left -= len(data)
-            if not left:
-                break
-        data = await reader.read(1 << 16)
-    if left == 0:
-        if fault.hang:
-            await asyncio.Event().wait()
-        if fault.reset:
-            await asyncio.sleep(0.02)  # so that what was sent is read before the reset overtakes it
-            _reset(writer)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
