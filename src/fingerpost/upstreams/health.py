@@ -222,6 +222,11 @@ class Guard:
     def _pick(self) -> Place:
         """The URL that may be called, has not just failed, and has the fewest calls on their way."""
         now = self._clock()
+        if len(self.places) == 1:  # the usual case, in a few steps
+            refusal = self.places[0].circuit.refusal(now)
+            if refusal is None:
+                return self.places[0]
+            raise refusal
         refusals = [place.circuit.refusal(now) for place in self.places]
         free = [place for place, refusal in zip(self.places, refusals, strict=True) if refusal is None]
         if not free:
