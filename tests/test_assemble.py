@@ -307,13 +307,13 @@ def test_routes_are_not_compared_for_a_classifier_that_does_not_embed_them():
 ONE = {"name": "small", "model": "m", "url": "http://a"}
 
 
-def world_of(before=None, observers=None, **sections):
+def world_of(previous=None, observers=None, **sections):
     config = {
         "backends": [ONE],
         "routes": [{"name": "other", "backends": ["small"]}],
         "classifier": {"use": "fixed", "route": "other"},
     }
-    return build_world(Config.model_validate({**config, **sections}), observers, before)
+    return build_world(Config.model_validate({**config, **sections}), observers, previous)
 
 
 async def test_a_backend_gets_an_upstream_for_each_url_behind_one_guard():
@@ -347,7 +347,8 @@ async def test_verdicts_about_other_routes_are_not_taken_over():
 
 async def test_the_retry_budget_and_the_hedge_are_as_configured():
     world = world_of(server={"retry_budget": {"share": 0, "floor": 1}, "hedge": 0.5})
-    assert (world.gateway.hedge, world.gateway.budget.share, world.gateway.budget.floor) == (0.5, 0.0, 1.0)
+    attempts = world.gateway.attempts
+    assert (attempts.hedge, attempts.budget.share, attempts.budget.floor) == (0.5, 0.0, 1.0)
 
 
 class ScriptedObserver:

@@ -785,6 +785,17 @@ async def test_in_flight_counts_requests_from_decision_to_last_byte(world: Build
     assert w.gateway.in_flight == 0
 
 
+async def test_cutting_cancels_every_request_that_is_being_served(world: Build, eventually: Until) -> None:
+    w = world()
+    w.a.default = HANG
+    asking = [asyncio.ensure_future(w.ask()) for _ in range(3)]
+    await asyncio.to_thread(eventually, lambda: len(w.a.requests) == 3)
+    w.gateway.cut()
+    assert [type(end) for end in await asyncio.gather(*asking, return_exceptions=True)] == [asyncio.CancelledError] * 3
+    assert [told.outcome for told in w.told] == ["client_gone"] * 3
+    assert w.gateway.in_flight == 0
+
+
 async def test_all_observers_are_told_though_one_fails_and_nobody_quotes_it(
     world: Build, caplog: pytest.LogCaptureFixture
 ) -> None:

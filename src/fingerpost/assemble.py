@@ -99,22 +99,22 @@ def build_router(config: Config) -> Router:
     return Router(build_table(config), classifier, cache_size=config.server.cache, keyed_metadata=keyed)
 
 
-def build_world(config: Config, observers: Sequence[Observer] | None = None, before: World | None = None) -> World:
+def build_world(config: Config, observers: Sequence[Observer] | None = None, previous: World | None = None) -> World:
     """A gateway with upstreams for every backend; it logs to standard output unless other observers are given.
 
-    Where a world was there `before`, its observers and counts go on, and so does what it knows of backends and conversations as
-    far as their settings are the same.
+    Where a world was there before (`previous`), its observers and counts go on, and so does what it knows of backends and
+    conversations as far as their settings are the same.
     """
     router, server = build_router(config), config.server
     known: Mapping[str, Guard] = {}
-    if before is None:
+    if previous is None:
         metrics = Metrics([route.name for route in router.table.routes])
         watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
     else:
-        metrics, watching, known = before.metrics, list(before.gateway.observers), before.guards
+        metrics, watching, known = previous.metrics, list(previous.gateway.observers), previous.guards
         metrics.learn([route.name for route in router.table.routes])
-        if _decide_alike(config, before.config):
-            router.remember(before.gateway.router)
+        if _decide_alike(config, previous.config):
+            router.remember(previous.gateway.router)
     guards = keep_guards(tuple(router.table.backends.values()), known)
     upstreams = {name: _guarded(guard) for name, guard in guards.items()}
     budget = Budget(server.retry_budget.share, server.retry_budget.floor)

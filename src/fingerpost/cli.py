@@ -181,11 +181,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     from fingerpost.server.serve import serve
     from fingerpost.server.upkeep import Upkeep
 
-    def build(before: assemble.World | None = None) -> assemble.World:
+    def build(previous: assemble.World | None = None) -> assemble.World:
         loaded = config.load(_file(arguments))
         given = {key: value for key, value in (("host", arguments.host), ("port", arguments.port)) if value is not None}
         server = loaded.config.server.model_copy(update=given)
-        world = assemble.build_world(loaded.config.model_copy(update={"server": server}), before=before)
+        world = assemble.build_world(loaded.config.model_copy(update={"server": server}), previous=previous)
         for problem in loaded.warnings:
             print(f"warning: {problem}", file=sys.stderr)
         return world
