@@ -330,7 +330,7 @@ async def test_a_world_after_another_keeps_what_is_still_true():
     await first.gateway.router.decide("hello")
     second = world_of(first, server={"port": 1})
     assert second.metrics is first.metrics
-    assert second.guards["small"] is first.guards["small"]
+    assert second.upstreams["small"] is first.upstreams["small"]
     assert watching in second.gateway.observers
     assert (await second.gateway.router.decide("hello")).cached
     third = world_of(second, backends=[{**ONE, "queue": 1}], classifier={"use": "fixed", "route": "other", "confidence": 0.5})

@@ -37,7 +37,7 @@ from fingerpost.router import Router
 from fingerpost.routes import Backend, RouteTable
 from fingerpost.upstreams import Upstream
 from fingerpost.upstreams.guarded import Guarded
-from fingerpost.upstreams.health import Budget, Guard, keep_guards
+from fingerpost.upstreams.health import Budget, Guard
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 """The configuration that `fingerpost init` writes and that `demo` decides with."""
@@ -102,21 +102,22 @@ def build_router(config: Config) -> Router:
 def build_world(config: Config, observers: Sequence[Observer] | None = None, previous: World | None = None) -> World:
     """A gateway with upstreams for every backend; it logs to standard output unless other observers are given.
 
-    Where a world was there before (`previous`), its observers and counts go on, and so does what it knows of backends and
-    conversations as far as their settings are the same.
+    Where a world was there before (`previous`), its observers and counts go on, and so do the upstreams of backends that are
+    the same in every key, with their connections and circuits, and the verdicts where conversations are read in the same way.
     """
     router, server = build_router(config), config.server
-    known: Mapping[str, Guard] = {}
+    kept: dict[str, Guarded] = {}
     if previous is None:
         metrics = Metrics([route.name for route in router.table.routes])
         watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
     else:
-        metrics, watching, known = previous.metrics, list(previous.gateway.observers), previous.guards
+        metrics, watching = previous.metrics, list(previous.gateway.observers)
         metrics.learn([route.name for route in router.table.routes])
         if _decide_alike(config, previous.config):
             router.remember(previous.gateway.router)
-    guards = keep_guards(tuple(router.table.backends.values()), known)
-    upstreams = {name: _guarded(guard) for name, guard in guards.items()}
+        backends = router.table.backends
+        kept = {name: one for name, one in previous.upstreams.items() if one.guard.backend == backends.get(name)}
+    upstreams = {name: kept.get(name) or _guarded(backend) for name, backend in router.table.backends.items()}
     budget = Budget(server.retry_budget.share, server.retry_budget.floor)
     gateway = Gateway(
         router, upstreams, watching, retries=server.retries, deadline=server.deadline, hedge=server.hedge, budget=budget
@@ -198,9 +199,9 @@ def _decide_alike(one: Config, two: Config) -> bool:
     return (one.classifier, one.rules, one.server.cache) == (two.classifier, two.rules, two.server.cache)
 
 
-def _guarded(guard: Guard) -> Guarded:
-    """The upstream of a backend: one of the HTTP client's for each URL, behind the backend's guard."""
-    return Guarded(guard, [_upstream(replace(guard.backend, url=url)) for url in guard.backend.urls])
+def _guarded(backend: Backend) -> Guarded:
+    """The upstream of a backend: one of the HTTP client's for each URL, behind a guard."""
+    return Guarded(Guard(backend), [_upstream(replace(backend, url=url)) for url in backend.urls])
 
 
 def _upstream(backend: Backend) -> Upstream:

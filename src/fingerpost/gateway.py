@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +16,7 @@ from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage
 from fingerpost.router import Router
 from fingerpost.routes import Backend
-from fingerpost.upstreams import Call, Headers, Reply, Upstreams
+from fingerpost.upstreams import Call, Headers, Reply, Upstream, Upstreams
 from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader
 
@@ -132,11 +132,12 @@ class Gateway:
         for task in self._running:
             task.cancel()
 
-    async def aclose(self) -> None:
-        """Closes the router and all upstreams."""
+    async def aclose(self, keep: Collection[Upstream] = ()) -> None:
+        """Closes the router and all upstreams but those to `keep`, which another gateway uses."""
         await self.router.aclose()
         for upstream in self.upstreams.values():
-            await upstream.aclose()
+            if upstream not in keep:
+                await upstream.aclose()
 
     @contextmanager
     def _telling(self, request_id: str) -> Iterator[_Story]:

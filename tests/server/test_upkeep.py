@@ -22,7 +22,7 @@ from fingerpost.config.shape import Config, ServerConfig
 from fingerpost.records import Exchange
 from fingerpost.server.serve import build_server
 from fingerpost.server.upkeep import Upkeep
-from fingerpost.testing import FakeBackend, FakeReply, ScriptedClassifier
+from fingerpost.testing import FakeBackend, FakeReply, FaultProxy, ScriptedClassifier
 
 Until = Callable[[Callable[[], object]], None]
 CHAT = "/v1/chat/completions"
@@ -183,14 +183,28 @@ def test_a_stream_from_before_the_reload_is_finished_and_its_world_closed_after(
     asking = threading.Thread(target=lambda: answers.append(one.door.request("POST", CHAT, STREAM)))
     asking.start()
     eventually(lambda: fake.requests)
-    session = next(iter(one.first.upstreams["b0"].upstreams))
-    one.reload(text(fake.url, route="talk"))
+    one.reload(text(fake.url, route="talk", more=", queue: 1"))
     assert one.first.gateway.in_flight == 1
     asking.join()
     assert answers[0][2].endswith(b"data: [DONE]\n\n")
     eventually(lambda: not one.first.gateway.in_flight)
     assert [told.outcome for told in one.door.told()] == ["completed"]
-    assert session is not next(iter(one.upkeep.world.upstreams["b0"].upstreams))
+
+
+def test_connections_to_backends_that_stay_the_same_outlive_a_reload(
+    reloading: Callable[..., Reloading], fake: FakeBackend, eventually: Until
+) -> None:
+    with FaultProxy(fake.port) as proxy:
+        one = reloading(text(proxy.url))
+        one.door.request("POST", CHAT, HI)
+        for _ in range(3):
+            one.reload(text(proxy.url, route="talk"))
+            assert one.door.request("POST", CHAT, {**HI, "model": "other"})[0] == 200
+            one.reload(text(proxy.url))
+        assert (proxy.accepted, proxy.open) == (1, 1)
+        one.reload(text(proxy.url, more=", queue: 1"))
+        assert one.door.request("POST", CHAT, HI)[0] == 200
+        eventually(lambda: (proxy.accepted, proxy.open) == (2, 1))
 
 
 def test_what_takes_longer_than_the_drain_is_cut(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fingerpost.errors import UpstreamBusy
 from fingerpost.routes import Backend, Breaker
-from fingerpost.upstreams.health import SUSPECT, Budget, Circuit, Gate, Guard, backoff, keep_guards, retry_after
+from fingerpost.upstreams.health import SUSPECT, Budget, Circuit, Gate, Guard, backoff, retry_after
 
 
 def circuit(**settings: Any) -> Circuit:
@@ -317,17 +317,6 @@ async def test_a_lease_gives_its_place_back_once_and_counts_its_first_result_onl
 
 def test_what_is_shown_of_a_url_holds_no_secret() -> None:
     assert [place.shown for place in guard(Clock(), urls=2).places] == ["h0/v1", "h1:8000/v1"]
-
-
-def test_guards_are_kept_for_backends_that_are_the_same_in_everything() -> None:
-    one, two = Backend("one", "m", "http://a"), Backend("two", "m", "http://b")
-    known = keep_guards([one, two], {})
-    again = keep_guards(
-        [Backend("one", "m", "http://a"), Backend("two", "m", "http://c"), Backend("new", "m", "http://d")], known
-    )
-    assert again["one"] is known["one"]
-    assert again["two"] is not known["two"]
-    assert list(again) == ["one", "two", "new"]
 
 
 # The budget, the pauses, and what backends ask for

@@ -36,6 +36,7 @@ class Upkeep:
         self._rebuild = rebuild
         self._every = every
         self._asked = asyncio.Event()
+        self._retiring: list[World] = []
 
     def ask(self) -> None:
         """Asks for a reload, as SIGHUP does, whether or not the file has changed."""
@@ -59,7 +60,7 @@ class Upkeep:
                     if old is not None:
                         probing.cancel()
                         probing = group.create_task(_probe_all(self.world))
-                        group.create_task(_retire(old))
+                        group.create_task(self._retire(old))
 
     async def _wait(self) -> bool:
         """Waits until it is time to look at the file again; true if somebody asked for a reload."""
@@ -91,7 +92,7 @@ class Upkeep:
             try:
                 await new.gateway.router.prepare()
             except BaseException:
-                await new.gateway.aclose()
+                await new.gateway.aclose(keep=tuple(old.upstreams.values()))
                 raise
         except Exception as error:  # a wrong file, or a model or plugin of the operator's that does not load
             self.failed = True
@@ -107,19 +108,21 @@ class Upkeep:
         print(f"fingerpost reloaded {self.file}", file=sys.stderr, flush=True)
         return old
 
-
-async def _retire(world: World) -> None:
-    """Closes a world when its requests are over, or their time is."""
-    try:
-        async with asyncio.timeout(world.config.server.drain):
-            while world.gateway.in_flight:  # noqa: ASYNC110  (requests tell nobody that they end; nobody else waits for it)
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        _log.warning("requests of before the reload are cut: they took longer than server.drain")
-        world.gateway.cut()
-        await asyncio.sleep(0)  # they let go of their backends before these are closed
-    finally:
-        await world.gateway.aclose()
+    async def _retire(self, world: World) -> None:
+        """Closes a world when its requests are over, or their time is, but for what other worlds use too."""
+        self._retiring.append(world)
+        try:
+            async with asyncio.timeout(world.config.server.drain):
+                while world.gateway.in_flight:  # noqa: ASYNC110  (requests tell nobody that they end; nobody else waits for it)
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            _log.warning("requests of before the reload are cut: they took longer than server.drain")
+            world.gateway.cut()
+            await asyncio.sleep(0)  # they let go of their backends before these are closed
+        finally:
+            self._retiring.remove(world)
+            used = [upstream for one in (self.world, *self._retiring) for upstream in one.upstreams.values()]
+            await world.gateway.aclose(keep=used)
 
 
 async def _probe_all(world: World) -> None:

@@ -78,7 +78,7 @@ class FakeBackend:
     def __enter__(self) -> FakeBackend:
         started = threading.Event()
         # Bound here, so that a taken port is the caller's error and not a thread's.
-        listening = socket.create_server(("127.0.0.1", self.port))
+        listening = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = listening.getsockname()[1]
         serving = self._serve(listening, started)
         self._thread = threading.Thread(target=asyncio.run, args=(serving,), name="fake-backend", daemon=True)
@@ -98,7 +98,7 @@ class FakeBackend:
 
     async def _serve(self, listening: socket.socket, started: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connected, sock=listening, limit=1 << 26)
+        server = await asyncio.start_server(self._connected, sock=listening, limit=1 << 26, backlog=1024)
         started.set()
         await self._stop.wait()
         # A connection that has just come takes a few turns of the loop to get its task; without one nobody would close it.

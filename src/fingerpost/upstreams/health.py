@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -319,15 +319,6 @@ def retry_after(headers: Headers, wall: float) -> float | None:
         return max(parsedate_to_datetime(value.decode("ascii")).timestamp() - wall, 0.0)
     except (ValueError, OverflowError):
         return None
-
-
-def keep_guards(backends: Sequence[Backend], known: Mapping[str, Guard]) -> dict[str, Guard]:
-    """A guard for each backend: the known one where the backend is the same in everything, else a new one."""
-    kept = {}
-    for backend in backends:
-        guard = known.get(backend.name)
-        kept[backend.name] = guard if guard is not None and guard.backend == backend else Guard(backend)
-    return kept
 
 
 def _shown(url: str) -> str:
