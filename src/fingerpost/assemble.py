@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from fingerpost.observers.metrics import Metrics
 from fingerpost.router import Router
 from fingerpost.routes import Backend, RouteTable
 from fingerpost.upstreams import Upstream
+from fingerpost.upstreams.guarded import Guarded
+from fingerpost.upstreams.health import Budget, Guard
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 """The configuration that `fingerpost init` writes and that `demo` decides with."""
@@ -49,6 +51,12 @@ class World:
     config: Config
     gateway: Gateway
     metrics: Metrics
+    upstreams: Mapping[str, Guarded] = field(default_factory=dict)
+
+    @property
+    def guards(self) -> Mapping[str, Guard]:
+        """How its backends fare, by their names."""
+        return {name: upstream.guard for name, upstream in self.upstreams.items()}
 
 
 def build_table(config: Config) -> RouteTable:
@@ -92,15 +100,31 @@ def build_router(config: Config) -> Router:
     return Router(build_table(config), classifier, cache_size=config.server.cache, keyed_metadata=keyed)
 
 
-def build_world(config: Config, observers: Sequence[Observer] | None = None) -> World:
-    """A gateway with upstreams for every backend; it logs to standard output unless other observers are given."""
-    router = build_router(config)
-    metrics = Metrics([route.name for route in router.table.routes])
-    backends = router.table.backends
-    upstreams = {section.name: _upstream(backends[section.name], section.transport) for section in config.backends}
-    watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
-    gateway = Gateway(router, upstreams, watching, retries=config.server.retries, deadline=config.server.deadline)
-    return World(config, gateway, metrics)
+def build_world(config: Config, observers: Sequence[Observer] | None = None, previous: World | None = None) -> World:
+    """A gateway with upstreams for every backend; it logs to standard output unless other observers are given.
+
+    Where a world was there before (`previous`), its observers and counts go on, and so do the upstreams of backends that are
+    the same in every key, with their connections and circuits, and the verdicts where conversations are read in the same way.
+    """
+    router, server = build_router(config), config.server
+    kept: dict[str, Guarded] = {}
+    if previous is None:
+        metrics = Metrics([route.name for route in router.table.routes])
+        watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
+    else:
+        metrics, watching = previous.metrics, list(previous.gateway.observers)
+        metrics.learn([route.name for route in router.table.routes])
+        if _decide_alike(config, previous.config):
+            router.remember(previous.gateway.router)
+        backends = router.table.backends
+        kept = {name: one for name, one in previous.upstreams.items() if one.guard.backend == backends.get(name)}
+    transports = {section.name: section.transport for section in config.backends}
+    upstreams = {name: kept.get(name) or _guarded(backend, transports[name]) for name, backend in router.table.backends.items()}
+    budget = Budget(server.retry_budget.share, server.retry_budget.floor)
+    gateway = Gateway(
+        router, upstreams, watching, retries=server.retries, deadline=server.deadline, hedge=server.hedge, budget=budget
+    )
+    return World(config, gateway, metrics, upstreams)
 
 
 def pick_classifier(config: Config | None, name: str | None) -> Classifier:
@@ -170,6 +194,16 @@ def _all_classifiers(classifier: ClassifierConfig) -> list[ClassifierConfig]:
 def _all_rules(config: Config) -> list[RuleConfig]:
     sections = [section for section in _all_classifiers(config.classifier) if isinstance(section, RulesConfig)]
     return [*config.rules, *(rule for section in sections for rule in section.rules)]
+
+
+def _decide_alike(one: Config, two: Config) -> bool:
+    """Whether two configurations read conversations in the same way, whatever their routes."""
+    return (one.classifier, one.rules, one.server.cache) == (two.classifier, two.rules, two.server.cache)
+
+
+def _guarded(backend: Backend, transport: str) -> Guarded:
+    """The upstream of a backend: one of the HTTP client's for each URL, behind a guard."""
+    return Guarded(Guard(backend), [_upstream(replace(backend, url=url), transport) for url in backend.urls])
 
 
 def _upstream(backend: Backend, transport: str = "auto") -> Upstream:

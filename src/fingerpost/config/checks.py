@@ -12,7 +12,7 @@ from fingerpost.config.shape import BY_USE, Config, ImportedConfig, Section, kin
 from fingerpost.errors import Problem
 from fingerpost.routes import OTHER, Backend, Route, find_problems
 
-SECRET_FIELDS = frozenset({"key", "headers", "options", "url"})
+SECRET_FIELDS = frozenset({"key", "headers", "options", "url", "urls"})
 """Fields whose values no message shows; a URL may hold a password."""
 
 UNKNOWN_KEY = "unknown key"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from fingerpost.chat import Feature
-from fingerpost.routes import Backend, Price, Route, Timeouts
+from fingerpost.routes import Backend, Breaker, Price, Probe, Route, Timeouts
 from fingerpost.upstreams.openai import parse_url, tls_context
 
 
@@ -58,6 +58,27 @@ class TimeoutsConfig(Section):
     total: float = Field(600.0, gt=0, description="Seconds for a whole call.")
 
 
+class BreakerConfig(Section):
+    """When calls to a URL are held back because it fails, and for how long."""
+
+    enabled: bool = Field(True, description="Whether calls are ever held back for failures.")
+    failures: int = Field(5, ge=1, description="Failures in a row that hold calls back.")
+    rate: float = Field(0.5, gt=0, le=1, description="The share of failed calls that holds calls back.")
+    least: int = Field(20, ge=1, description="Calls in the window below which the share says nothing.")
+    window: float = Field(30.0, gt=0, description="Seconds over which the share is taken.")
+    pause: float = Field(1.0, gt=0, description="Seconds for which calls are held back first; twice as long each next time.")
+    longest: float = Field(30.0, gt=0, description="Seconds for which calls are held back at most.")
+    rest: float = Field(60.0, ge=0, description="Seconds for which a Retry-After is obeyed at most; 0 ignores it.")
+
+
+class HealthConfig(Section):
+    """How a backend is asked whether it lives."""
+
+    path: str = Field("/models", pattern=r"^/\S*$", description="What to GET, below the backend's URL; below 500 is alive.")
+    every: float = Field(10.0, gt=0, description="Seconds between two questions.")
+    timeout: float = Field(5.0, gt=0, description="Seconds to wait for the answer.")
+
+
 class BackendConfig(Section):
     """A model behind an OpenAI-compatible URL."""
 
@@ -79,11 +100,21 @@ class BackendConfig(Section):
     context: int | None = Field(None, gt=0, description="Its context window in tokens.")
     price: PriceConfig = PriceConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    urls: list[str] = Field([], description="More base URLs that serve the same model; the one with the fewest calls is taken.")
+    concurrency: int = Field(1024, ge=1, description="Calls at once, on all its URLs together.")
+    queue: int = Field(256, ge=0, description="Calls that wait when there are that many; beyond, the next backend is asked.")
+    breaker: BreakerConfig = BreakerConfig()
+    health: HealthConfig | None = Field(None, description="How to ask whether it lives; without it, only calls tell.")
 
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
         return base_url(url)
+
+    @field_validator("urls")
+    @classmethod
+    def _are_http(cls, urls: list[str]) -> list[str]:
+        return [base_url(url) for url in urls]
 
     @field_validator("key", "model", "api_version")
     @classmethod
@@ -225,6 +256,13 @@ _Classifier = Annotated[
 ChainConfig.model_rebuild()
 
 
+class RetryBudgetConfig(Section):
+    """How many more calls than requests there may be."""
+
+    share: float = Field(0.2, ge=0, le=10, description="Retries and hedges for each request, on average.")
+    floor: float = Field(10.0, ge=0, description="Retries and hedges a second that are allowed in any case.")
+
+
 class ServerConfig(Section):
     """The HTTP server."""
 
@@ -235,6 +273,9 @@ class ServerConfig(Section):
     deadline: float = Field(600.0, gt=0, description="Seconds until the first byte of a reply, all attempts together.")
     drain: float = Field(30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")
     cache: int = Field(10_000, ge=0, description="Verdicts to remember; 0 remembers none.")
+    reload: bool = Field(True, description="Whether a change of the configuration file is taken up while serving.")
+    retry_budget: RetryBudgetConfig = RetryBudgetConfig()
+    hedge: float | None = Field(None, gt=0, description="Seconds without a first byte after which a second backend is asked.")
 
 
 class Config(Section):
@@ -262,6 +303,11 @@ def to_backend(config: BackendConfig) -> Backend:
         price=Price(config.price.input, config.price.output),
         timeouts=Timeouts(config.timeouts.connect, config.timeouts.read, config.timeouts.total),
         ca=config.ca,
+        more_urls=tuple(config.urls),
+        concurrency=config.concurrency,
+        queue=config.queue,
+        breaker=Breaker(**config.breaker.model_dump()),
+        probe=Probe(**config.health.model_dump()) if config.health else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import traceback
 import uuid
@@ -20,6 +21,7 @@ from fingerpost.gateway import Answer, is_event_stream
 from fingerpost.records import Decision
 from fingerpost.routes import AUTO, Backend
 from fingerpost.server import sfc
+from fingerpost.server.upkeep import Upkeep
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,10 +38,15 @@ class ClientGone(Exception):
 
 
 class App:
-    """Answers HTTP requests for one world; `now` gives seconds since the epoch."""
+    """Answers HTTP requests for the world that `upkeep` holds; `now` gives seconds since the epoch."""
 
-    def __init__(self, world: World, now: Callable[[], float] = time.time) -> None:  # noqa: TID251  (a stamp)
-        self.world = world
+    def __init__(
+        self,
+        world: World,
+        now: Callable[[], float] = time.time,  # noqa: TID251  (a stamp)
+        upkeep: Upkeep | None = None,
+    ) -> None:
+        self.upkeep = upkeep or Upkeep(world)
         self._now = now
         self.ready = False
         self._started = int(now())
@@ -54,6 +61,11 @@ class App:
             ("GET", "/metrics"): self._metrics,
         }
 
+    @property
+    def world(self) -> World:
+        """The world that is served now; a reload puts another one in its place."""
+        return self.upkeep.world
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection: an HTTP request, or the server's start and end."""
         if scope["type"] == "lifespan":
@@ -64,21 +76,21 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                try:
-                    await self.world.gateway.router.prepare()
-                except Exception as error:  # told without a traceback: it is the operator's model file or plugin
-                    await send({"type": "lifespan.startup.failed", "message": f"the classifier cannot start: {error}"})
-                    return
-                self.ready = True
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                self.ready = False
-                await self.world.gateway.aclose()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+        await receive()
+        try:
+            await self.world.gateway.router.prepare()
+        except Exception as error:  # told without a traceback: it is the operator's model file or plugin
+            await send({"type": "lifespan.startup.failed", "message": f"the classifier cannot start: {error}"})
+            return
+        self.ready = True
+        await send({"type": "lifespan.startup.complete"})
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(self.upkeep.keep())
+            await receive()
+            self.ready = False
+            keeping.cancel()
+        await self.world.gateway.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid.uuid4().hex
@@ -94,8 +106,8 @@ class App:
         except ClientGone:
             return
         except asyncio.CancelledError:
-            # Only the server cancels requests, when it stops and they have had their time to finish.
-            stopping = FingerpostError("the server is stopping")
+            # Only the server cancels requests, when it stops or reloads and they have had their time to finish.
+            stopping = FingerpostError("the server stops, or its configuration was reloaded, and the time to finish is over")
             stopping.status, stopping.code = 503, "stopping"
             await sending.fail(stopping, own)
         except FingerpostError as error:
@@ -155,11 +167,13 @@ class App:
 
     async def _readyz(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         status = 200 if self.ready else 503
-        detail = {"status": "ready" if self.ready else "starting", "in_flight": self.world.gateway.in_flight}
+        config = "the last reload failed; the log says why" if self.upkeep.failed else "ok"
+        status_word = "ready" if self.ready else "starting"
+        detail = {"status": status_word, "in_flight": self.world.gateway.in_flight, "config": config}
         await _send_json(send, status, detail)
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        content = self.world.metrics.render(self.world.gateway.in_flight)
+        content = self.world.metrics.render(self.world.gateway.in_flight, self.world.guards.values())
         await _send_bytes(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     async def _body(self, scope: Scope, receive: Receive, request_id: bytes) -> bytes:
@@ -206,7 +220,8 @@ class _Sending:
     async def fail(self, error: FingerpostError, headers: Headers) -> None:
         """Answers with the error; ends a stream that has begun with an error event, and any other response by cutting it."""
         if not self._started:
-            return await _send_json(self._send, error.status, error.to_json(), headers)
+            again = [] if error.retry_after is None else [(b"retry-after", str(max(1, math.ceil(error.retry_after))).encode())]
+            return await _send_json(self._send, error.status, error.to_json(), [*headers, *again])
         if not self._open_ended:
             raise ConnectionAbortedError(error.message) from None
         # The backend may have broken off within an event; a blank line ends that one, so that ours is read by itself.

@@ -47,7 +47,7 @@ class Http1Upstream:
         """
         name, body = self.backend.name, call.body
         try:
-            head = self._writer.head(call.path, call.headers, len(body))
+            head = self._writer.head(call.path, call.headers, len(body), call.method)
         except ValueError:
             raise openai.unsendable(name) from None
         pool = self._pool()

@@ -49,8 +49,8 @@ class LibraryUpstream:
         content = call.body if len(call.body) <= ONE_WRITE else io.BytesIO(call.body)
         try:
             url = URL(self._address.url(call.path, self.backend.api_version), encoded=True)
-            response = await self._connected().post(
-                url, data=content, headers=headers, allow_redirects=False, ssl=self._tls, proxy=self.proxy
+            response = await self._connected().request(
+                call.method, url, data=content, headers=headers, allow_redirects=False, ssl=self._tls, proxy=self.proxy
             )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise as_upstream_error(self.backend.name, error) from None

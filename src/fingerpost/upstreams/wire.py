@@ -35,24 +35,24 @@ class RequestWriter:
         kept = [(name, value) for name, value in own.items() if name not in _FRAMING]
         self._fixed = b" HTTP/1.1\r\n" + _fields([(b"host", host), *kept])
         self._stopped = _FRAMING | own.keys()
-        self._targets: dict[str, bytes] = {}
+        self._lines: dict[tuple[str, str], bytes] = {}
 
-    def head(self, path: str, headers: Headers, length: int) -> bytes:
-        """The head of a POST with a body of `length` bytes and those of a client's headers that we do not send ourselves.
+    def head(self, path: str, headers: Headers, length: int, method: str = "POST") -> bytes:
+        """The head of a request with a body of `length` bytes and those of a client's headers that we do not send ourselves.
 
         Raises:
             ValueError: a header or the path has a line break or another character that would end it early.
         """
-        line = self._targets.get(path) or self._line(path)
+        line = self._lines.get((method, path)) or self._line(method, path)
         passed = _fields([field for field in headers if field[0] not in self._stopped])
         return b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, passed, length)
 
-    def _line(self, path: str) -> bytes:
-        line = b"POST " + self._address.target(path, self._backend.api_version).encode("ascii")
+    def _line(self, method: str, path: str) -> bytes:
+        line = f"{method} {self._address.target(path, self._backend.api_version)}".encode("ascii")
         if not line.decode().isprintable() or line.count(b" ") != 1:
             raise ValueError("this path cannot be asked for")
-        if len(self._targets) < 16:  # a backend has a handful of paths; this is no place for made-up ones to pile up in
-            self._targets[path] = line
+        if len(self._lines) < 16:  # a backend has a handful of paths; this is no place for made-up ones to pile up in
+            self._lines[method, path] = line
         return line
 
 
