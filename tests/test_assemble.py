@@ -197,6 +197,33 @@ async def test_a_world_has_a_gateway_metrics_and_its_observers():
     assert log.getvalue() == ""
 
 
+def transports(**backend) -> str:
+    world = build_world(config_of(backends=[{**BACKEND, **backend}]), [])
+    return type(world.gateway.upstreams["small"]).__name__, getattr(world.gateway.upstreams["small"], "proxy", None)
+
+
+@pytest.fixture
+def no_proxy_variables(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_requests_are_carried_by_our_own_client_unless_it_is_to_be_the_librarys(no_proxy_variables):
+    assert transports() == transports(transport="own") == ("Http1Upstream", None)
+    assert transports(transport="library") == ("LibraryUpstream", None)
+
+
+def test_behind_a_proxy_the_library_carries(no_proxy_variables, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "inner.example,10.0.0.1")
+    through = ("LibraryUpstream", "http://proxy.example:3128")
+    assert transports(url="https://api.example/v1") == transports(url="https://api.example/v1", transport="library") == through
+    assert transports(url="https://api.example/v1", transport="own") == ("Http1Upstream", None)
+    for url in ("http://api.example/v1", "https://inner.example/v1", "https://a.inner.example/v1", "https://10.0.0.1/v1"):
+        assert transports(url=url) == ("Http1Upstream", None)
+
+
 def test_a_world_logs_to_standard_output_unless_told_otherwise(capsys):
     assert build_world(config_of()).gateway is not None
     assert capsys.readouterr().out == ""
@@ -302,3 +329,55 @@ def test_the_default_configuration_has_no_routes_that_mean_the_same():
 
 def test_routes_are_not_compared_for_a_classifier_that_does_not_embed_them():
     assert find_lookalikes(Loaded(config_of({"use": "fixed", "route": "one"}, routes=ALIKE), "fingerpost.yaml")) == []
+
+
+ONE = {"name": "small", "model": "m", "url": "http://a"}
+
+
+def world_of(previous=None, observers=None, **sections):
+    config = {
+        "backends": [ONE],
+        "routes": [{"name": "other", "backends": ["small"]}],
+        "classifier": {"use": "fixed", "route": "other"},
+    }
+    return build_world(Config.model_validate({**config, **sections}), observers, previous)
+
+
+async def test_a_backend_gets_an_upstream_for_each_url_behind_one_guard():
+    world = world_of(backends=[{**ONE, "urls": ["http://b", "http://c"], "concurrency": 5}])
+    guarded = world.upstreams["small"]
+    assert [upstream.backend.url for upstream in guarded.upstreams] == ["http://a", "http://b", "http://c"]
+    assert (guarded.guard, guarded.guard.gate.limit) == (world.guards["small"], 5)
+    await world.gateway.aclose()
+
+
+async def test_a_world_after_another_keeps_what_is_still_true():
+    watching = ScriptedObserver()
+    first = world_of(observers=[watching])
+    await first.gateway.router.decide("hello")
+    second = world_of(first, server={"port": 1})
+    assert second.metrics is first.metrics
+    assert second.upstreams["small"] is first.upstreams["small"]
+    assert watching in second.gateway.observers
+    assert (await second.gateway.router.decide("hello")).cached
+    third = world_of(second, backends=[{**ONE, "queue": 1}], classifier={"use": "fixed", "route": "other", "confidence": 0.5})
+    assert third.guards["small"] is not second.guards["small"]
+    assert not (await third.gateway.router.decide("hello")).cached
+
+
+async def test_verdicts_about_other_routes_are_not_taken_over():
+    first = world_of()
+    await first.gateway.router.decide("hello")
+    routes = [{"name": "other", "backends": ["small"]}, {"name": "new", "description": "x", "backends": ["small"]}]
+    assert not (await world_of(first, routes=routes).gateway.router.decide("hello")).cached
+
+
+async def test_the_retry_budget_and_the_hedge_are_as_configured():
+    world = world_of(server={"retry_budget": {"share": 0, "floor": 1}, "hedge": 0.5})
+    attempts = world.gateway.attempts
+    assert (attempts.hedge, attempts.budget.share, attempts.budget.floor) == (0.5, 0.0, 1.0)
+
+
+class ScriptedObserver:
+    def observe(self, exchange):
+        raise NotImplementedError

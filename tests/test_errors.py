@@ -5,13 +5,21 @@ import inspect
 import pytest
 
 from fingerpost import errors
-from fingerpost.errors import ConfigError, FingerpostError, InvalidRequest, Problem, UpstreamError, UpstreamTimeout
+from fingerpost.errors import (
+    ConfigError,
+    FingerpostError,
+    InvalidRequest,
+    Problem,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamTimeout,
+)
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, Exception)]
 
 
-def test_there_are_at_most_ten_error_classes():
-    assert 1 < len(CLASSES) <= 10
+def test_there_are_at_most_eleven_error_classes():
+    assert 1 < len(CLASSES) <= 11
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -28,7 +36,7 @@ def test_no_two_errors_share_a_code():
 
 
 def test_only_a_backends_failure_may_be_retried_elsewhere():
-    assert {cls for cls in CLASSES if cls.retryable} == {UpstreamError, UpstreamTimeout}
+    assert {cls for cls in CLASSES if cls.retryable} == {UpstreamError, UpstreamTimeout, UpstreamBusy}
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not ConfigError])

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -28,10 +29,12 @@ from fingerpost.gateway import Answer, Gateway, is_event_stream
 from fingerpost.observers import Observer
 from fingerpost.records import Exchange, Usage
 from fingerpost.router import Router
-from fingerpost.routes import Backend, Price, Route, RouteTable, Timeouts
+from fingerpost.routes import Backend, Breaker, Price, Route, RouteTable, Timeouts
 from fingerpost.testing import FakeBackend, FakeReply, ScriptedClassifier
 from fingerpost.upstreams import Call, Headers, Reply
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.guarded import Guarded
+from fingerpost.upstreams.health import Budget, Guard
+from fingerpost.upstreams.http1 import Http1Upstream
 
 Until = Callable[[Callable[[], object]], None]
 BODY = b'{"model":"auto","messages":[{"role":"user","content":"hi"}]}'
@@ -55,7 +58,7 @@ class World:
         }
         self.classifier = ScriptedClassifier()
         router = Router(RouteTable((Route("other", backends=tuple(options.pop("order", "abc"))),), backends), self.classifier)
-        self.upstreams = {name: OpenAIUpstream(backend) for name, backend in backends.items()}
+        self.upstreams: dict[str, Any] = {name: Http1Upstream(backend) for name, backend in backends.items()}
         self.gateway = Gateway(router, self.upstreams, [self], pause=self.pause, **{"retries": 0, **options})
 
     def observe(self, exchange: Exchange) -> None:
@@ -265,7 +268,7 @@ async def test_the_next_backend_answers_when_the_first_one_cannot(world: Build, 
         (raw(b"transfer-encoding: chunked"), "the connection broke"),
         (HANG, "no answer in time"),
         (raw(b"content-length: 5"), "the connection broke"),
-        (FakeReply(raw=b"garbage\r\n\r\n"), "ClientResponseError"),
+        (FakeReply(raw=b"garbage\r\n\r\n"), "spoke no valid HTTP"),
     ],
 )
 @pytest.mark.parametrize("body", [BODY, STREAM])
@@ -373,7 +376,7 @@ async def test_the_name_of_a_backend_does_not_make_its_failure_a_timeout(fake: F
     fake.default = NO_HEADERS
     backend = Backend("just in time", "m", fake.url)
     table = RouteTable((Route("other", backends=("just in time",)),), {backend.name: backend})
-    gateway = Gateway(Router(table, Fixed("other")), {backend.name: OpenAIUpstream(backend)}, retries=0)
+    gateway = Gateway(Router(table, Fixed("other")), {backend.name: Http1Upstream(backend)}, retries=0)
     with pytest.raises(UpstreamError) as caught:
         async with gateway.carry(BODY):
             pass
@@ -413,6 +416,201 @@ async def test_a_table_without_backends_carries_nothing_and_says_so() -> None:
         async with gateway.carry(BODY):
             pass
     assert caught.value.status == 502
+
+
+# Backends that may not be called now, and calls beside others
+
+
+@pytest.fixture
+def guards() -> Callable[..., None]:
+    def put(w: World, names: str = "abc", **settings: Any) -> None:
+        for name in names:
+            backend = replace(w.upstreams[name].backend, **{"breaker": OPENS_AT_ONCE, **settings})
+            w.upstreams[name] = Guarded(Guard(backend, jitter=lambda: 1.0), [w.upstreams[name]])
+
+    return put
+
+
+OPENS_AT_ONCE = Breaker(failures=1, pause=100.0, longest=100.0)
+Put = Callable[..., None]
+
+
+async def test_a_backend_that_keeps_failing_is_passed_over_without_a_call(world: Build, guards: Put) -> None:
+    w = world()
+    guards(w)
+    w.a.default = FakeReply(status=500)
+    for _ in range(3):
+        await w.ask()
+    assert (len(w.a.requests), len(w.b.requests)) == (1, 3)
+    assert [(a.backend, a.kind, a.status) for a in w.told[0].attempts] == [("a", "first", 500), ("b", "failover", 200)]
+    assert [(a.backend, a.kind, a.status) for a in w.told[2].attempts] == [("a", "open", None), ("b", "first", 200)]
+
+
+async def test_a_backend_whose_queue_is_full_is_passed_over_at_once(world: Build, guards: Put, eventually: Until) -> None:
+    w = world()
+    guards(w, "a", concurrency=1, queue=1)
+    w.a.script(FakeReply("one two", pause=0.3), FakeReply())
+    asking = [asyncio.ensure_future(w.ask(STREAM)) for _ in range(3)]
+    answers = await asyncio.gather(*asking)
+    assert sorted(answer.backend.name for answer, _ in answers) == ["a", "a", "b"]
+    assert [a.kind for told in w.told for a in told.attempts if not a.called] == ["full"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "rate_limit_exceeded"), (503, "backends_busy")])
+async def test_when_all_rest_the_client_is_told_when_to_come_again(world: Build, guards: Put, status: int, code: str) -> None:
+    w = world(retries=2)
+    guards(w)
+    for fake, seconds in zip(w.fakes, ("40", "20", "30"), strict=True):
+        fake.default = FakeReply(status=status, headers={"retry-after": seconds})
+    await w.refused()
+    error = await w.refused()
+    assert (error.status, error.code, len(w.a.requests)) == (status, code, 1)
+    assert error.retry_after is not None
+    assert 19 < error.retry_after <= 20
+    assert [a.kind for a in w.told[1].attempts] == ["resting"] * 3
+    assert w.pauses == [w.pauses[0]]
+    assert "a: not called, it asked for a rest" in error.message
+
+
+async def test_limits_of_the_backends_reach_the_client_with_the_shortest_wait(world: Build) -> None:
+    w = world()
+    for fake, headers in zip(w.fakes, ({"retry-after": "9"}, {}, {"retry-after": "4"}), strict=True):
+        fake.default = FakeReply(status=429, headers=headers)
+    error = await w.refused()
+    assert (error.status, error.code, error.retry_after) == (429, "rate_limit_exceeded", 4.0)
+
+
+async def test_one_that_is_limited_and_one_that_keeps_failing_are_busy_together(world: Build, guards: Put) -> None:
+    w = world(order="ab")
+    guards(w)
+    w.a.default, w.b.default = FakeReply(status=500), FakeReply(status=429)
+    await w.refused()
+    error = await w.refused()
+    assert (error.status, error.code) == (503, "backends_busy")
+
+
+async def test_a_backend_with_several_urls_is_tried_at_each_before_the_next_one(world: Build) -> None:
+    w = world(order="ac")
+    urls = Guard(replace(w.upstreams["a"].backend, more_urls=(w.b.url,)))
+    table = w.gateway.router.table
+    w.gateway.router.table = RouteTable(table.routes, {**table.backends, "a": urls.backend})
+    w.upstreams["a"] = Guarded(urls, [w.upstreams["a"], w.upstreams["b"]])
+    w.a.default = FakeReply(status=500)
+    answer, _ = await w.ask()
+    assert (answer.backend.name, len(w.a.requests), len(w.b.requests)) == ("a", 1, 1)
+    assert [(a.backend, a.kind, a.status) for a in w.told[0].attempts] == [("a", "first", 500), ("a", "failover", 200)]
+
+
+async def test_retries_stop_where_the_budget_ends(world: Build) -> None:
+    w = world(retries=5, budget=Budget(0.0, 2.0, clock=lambda: 0.0))
+    for fake in w.fakes:
+        fake.default = FakeReply(status=500)
+    for _ in range(2):
+        await w.refused()
+    assert [len(told.attempts) for told in w.told] == [5, 3]
+    assert [a.kind for a in w.told[0].attempts] == ["first", "failover", "failover", "retry", "retry"]
+
+
+async def test_a_slow_backend_gets_a_hedge_and_the_quicker_one_answers(world: Build, eventually: Until) -> None:
+    w = world(hedge=0.05)
+    w.a.script(HANG)
+    answer, content = await w.ask()
+    assert (answer.backend.name, b"Hello" in content) == ("b", True)
+    await asyncio.to_thread(eventually, lambda: w.a.abandoned == 1)
+    assert [(a.backend, a.kind, a.status, a.error) for a in w.told[0].attempts] == [
+        ("b", "hedge", 200, ""), ("a", "first", None, "given up")
+    ]  # fmt: skip
+    assert (w.told[0].backend.name, w.told[0].outcome) == ("b", "completed")  # type: ignore[union-attr]
+    assert not w.c.requests
+
+
+async def test_a_backend_that_answers_in_time_gets_no_hedge(world: Build) -> None:
+    w = world(hedge=5.0)
+    answer, _ = await w.ask(STREAM)
+    assert (answer.backend.name, len(w.b.requests), w.calls) == ("a", 0, "a")
+
+
+async def test_the_first_of_two_may_win_though_it_got_a_hedge(world: Build, eventually: Until) -> None:
+    w = world(hedge=0.05)
+    w.a.script(FakeReply(delay=0.3))
+    w.b.script(HANG)
+    answer, _ = await w.ask()
+    assert (answer.backend.name, w.told[0].backend.name) == ("a", "a")  # type: ignore[union-attr]
+    await asyncio.to_thread(eventually, lambda: w.b.abandoned == 1)
+
+
+async def test_when_both_fail_the_third_is_tried_without_another_hedge(world: Build) -> None:
+    w = world(hedge=0.05, retries=1)
+    w.a.script(FakeReply(delay=0.2, status=500))
+    w.b.script(FakeReply(delay=0.2, status=401))
+    w.c.script(FakeReply(delay=0.2))
+    answer, _ = await w.ask()
+    assert answer.backend.name == "c"
+    assert [(a.backend, a.kind, a.status) for a in w.told[0].attempts] == [
+        ("a", "first", 500), ("b", "hedge", 401), ("c", "failover", 200)
+    ]  # fmt: skip
+
+
+async def test_no_hedge_is_made_beyond_the_budget(world: Build) -> None:
+    w = world(hedge=0.02, budget=Budget(0.0, 0.0))
+    w.a.script(FakeReply(delay=0.2))
+    answer, _ = await w.ask()
+    assert (answer.backend.name, w.calls) == ("a", "a")
+
+
+class Instant:
+    """An upstream whose replies both come when `go` is set; `closed` counts those that were let go of."""
+
+    def __init__(self, go: asyncio.Event, error: Exception | None = None) -> None:
+        self.go, self.error, self.closed = go, error, 0
+
+    async def send(self, call: Call) -> Reply:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"x"
+
+        async def close() -> None:
+            self.closed += 1
+
+        await self.go.wait()
+        if self.error:
+            raise self.error
+        return Reply(200, (), chunks(), close)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_of_two_that_answer_in_the_same_moment_one_is_passed_on_and_both_are_closed(world: Build) -> None:
+    w, go = world(hedge=0.01), asyncio.Event()
+    w.upstreams.update(a=Instant(go), b=Instant(go))
+    asyncio.get_running_loop().call_later(0.1, go.set)
+    answer, content = await w.ask()
+    assert (answer.backend.name, content) == ("a", b"x")
+    assert (w.upstreams["a"].closed, w.upstreams["b"].closed) == (1, 1)
+    assert [(a.backend, a.error) for a in w.told[0].attempts] == [("a", ""), ("b", "given up")]
+
+
+async def test_a_defect_in_one_of_two_is_told_as_what_it_is(world: Build) -> None:
+    w, go = world(hedge=0.01), asyncio.Event()
+    w.upstreams.update(a=Instant(go), b=Instant(go, LookupError("canary")))
+    asyncio.get_running_loop().call_later(0.1, go.set)
+    w.upstreams["a"].go = asyncio.Event()
+    with pytest.raises(LookupError):
+        await w.ask()
+    assert [told.error for told in w.told] == ["LookupError"]
+
+
+async def test_a_client_that_leaves_cancels_both_of_two_calls(world: Build, eventually: Until) -> None:
+    w = world(hedge=0.02)
+    w.a.script(HANG)
+    w.b.script(HANG)
+    asking = asyncio.ensure_future(w.ask())
+    await asyncio.to_thread(eventually, lambda: w.b.requests)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.to_thread(eventually, lambda: w.a.abandoned + w.b.abandoned == 2)
+    assert (w.told[0].outcome, sorted(a.backend for a in w.told[0].attempts)) == ("client_gone", ["a", "b"])
 
 
 # Clients that leave
@@ -587,6 +785,17 @@ async def test_in_flight_counts_requests_from_decision_to_last_byte(world: Build
     assert w.gateway.in_flight == 0
 
 
+async def test_cutting_cancels_every_request_that_is_being_served(world: Build, eventually: Until) -> None:
+    w = world()
+    w.a.default = HANG
+    asking = [asyncio.ensure_future(w.ask()) for _ in range(3)]
+    await asyncio.to_thread(eventually, lambda: len(w.a.requests) == 3)
+    w.gateway.cut()
+    assert [type(end) for end in await asyncio.gather(*asking, return_exceptions=True)] == [asyncio.CancelledError] * 3
+    assert [told.outcome for told in w.told] == ["client_gone"] * 3
+    assert w.gateway.in_flight == 0
+
+
 async def test_all_observers_are_told_though_one_fails_and_nobody_quotes_it(
     world: Build, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -615,9 +824,7 @@ async def test_times_are_taken_from_the_clock(fake: FakeBackend) -> None:
     backend = Backend("a", "m", fake.url)
     table = RouteTable((Route("other", backends=("a",)),), {"a": backend})
     observers: list[Observer] = [Collecting()]
-    gateway = Gateway(
-        Router(table, Fixed("other")), {"a": OpenAIUpstream(backend)}, observers, clock=lambda: float(next(ticks))
-    )
+    gateway = Gateway(Router(table, Fixed("other")), {"a": Http1Upstream(backend)}, observers, clock=lambda: float(next(ticks)))
     async with gateway.carry(BODY) as answer:
         assert [chunk async for chunk in answer.chunks]
     await gateway.aclose()
@@ -627,9 +834,10 @@ async def test_times_are_taken_from_the_clock(fake: FakeBackend) -> None:
 async def test_closing_the_gateway_closes_its_classifier_and_its_upstreams(world: Build) -> None:
     w = world()
     await w.ask()
-    session = next(iter(w.upstreams["a"]._sessions.values()))
+    (pool,) = w.upstreams["a"]._pools.values()
+    assert pool.connections
     await w.gateway.aclose()
-    assert session.closed
+    assert not pool.connections
     assert w.classifier.closed == 1
 
 

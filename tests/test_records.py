@@ -77,8 +77,20 @@ def test_a_decision_without_verdict_or_backends_tells_nulls():
 
 def test_an_attempt_tells_its_status_or_its_error():
     assert Attempt("small", None, "cannot connect", 0.12345).to_json() == {
-        "backend": "small", "status": None, "error": "cannot connect", "ms": 123.5,
+        "backend": "small", "kind": "first", "status": None, "error": "cannot connect", "ms": 123.5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "called"), [("first", True), ("failover", True), ("retry", True), ("hedge", True),
+                                               ("full", False), ("resting", False), ("open", False)])  # fmt: skip
+def test_an_attempt_knows_whether_the_backend_was_called(kind, called):
+    assert Attempt("small", None, kind=kind).called is called
+
+
+def test_the_backend_of_an_exchange_is_the_one_that_answered_wherever_it_stands():
+    attempts = (Attempt("small", 200, kind="hedge"), Attempt("big", None, "given up"))
+
+    assert exchange(attempts=attempts).backend == SMALL
 
 
 def test_an_exchange_tells_the_whole_story():
@@ -88,8 +100,9 @@ def test_an_exchange_tells_the_whole_story():
         "request_id": "r1", "outcome": "completed", "status": 200, "key": None, "stream": True, "route": "chat",
         "backend": "small",
         "confidence": 0.7, "source": "embedded", "reason": "embedded is 70% sure", "decision_ms": 2.5,
-        "attempts": [{"backend": "small", "status": 200, "error": "", "ms": 0.0}], "first_byte_ms": 500.0, "ms": 1500.0,
-        "bytes": 10, "input_tokens": 1_000_000, "output_tokens": 100_000, "cost_usd": 2.0, "error": "",
+        "attempts": [{"backend": "small", "kind": "first", "status": 200, "error": "", "ms": 0.0}],
+        "first_byte_ms": 500.0, "ms": 1500.0, "bytes": 10, "input_tokens": 1_000_000, "output_tokens": 100_000,
+        "cost_usd": 2.0, "error": "",
     }  # fmt: skip
 
 

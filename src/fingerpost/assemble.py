@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fingerpost.clients import Client, Ledger
 from fingerpost.clients.keys import Keys
 from fingerpost.clients.local import Local
 from fingerpost.config import Loaded, load
+from fingerpost.config.file import proxy_for
 from fingerpost.config.shape import (
     ArchConfig,
     ChainConfig,
@@ -41,6 +42,8 @@ from fingerpost.observers.metrics import Metrics
 from fingerpost.router import Router
 from fingerpost.routes import Backend, RouteTable
 from fingerpost.upstreams import Upstream
+from fingerpost.upstreams.guarded import Guarded
+from fingerpost.upstreams.health import Budget, Guard
 
 DEFAULT_FILE = Path(__file__).with_name("default.yaml")
 """The configuration that `fingerpost init` writes and that `demo` decides with."""
@@ -53,8 +56,14 @@ class World:
     config: Config
     gateway: Gateway
     metrics: Metrics
+    upstreams: Mapping[str, Guarded] = field(default_factory=dict)
     keys: Keys | None = None
     ledger: Ledger = field(default_factory=Local)
+
+    @property
+    def guards(self) -> Mapping[str, Guard]:
+        """How its backends fare, by their names."""
+        return {name: upstream.guard for name, upstream in self.upstreams.items()}
 
 
 def build_table(config: Config) -> RouteTable:
@@ -127,15 +136,30 @@ def build_ledger(config: LimitsConfig) -> Ledger:
 def build_world(config: Config, observers: Sequence[Observer] | None = None, previous: World | None = None) -> World:
     """A gateway with upstreams for every backend; it logs to standard output unless other observers are given.
 
-    What clients have used stays counted in the ledger of the world that this one replaces (`previous`), unless `limits` differ.
+    Where a world was there before (`previous`), its observers and counts go on, and so do the upstreams of backends that are
+    the same in every key, with their connections and circuits, and the verdicts where conversations are read in the same way.
+    What clients have used stays counted, unless `limits` differ.
     """
-    router = build_router(config)
-    metrics = Metrics([route.name for route in router.table.routes])
-    upstreams = {name: _upstream(backend) for name, backend in router.table.backends.items()}
-    watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
-    gateway = Gateway(router, upstreams, watching, retries=config.server.retries, deadline=config.server.deadline)
+    router, server = build_router(config), config.server
+    kept: dict[str, Guarded] = {}
+    if previous is None:
+        metrics = Metrics([route.name for route in router.table.routes])
+        watching = [metrics, *(observers if observers is not None else [JsonLog(sys.stdout)])]
+    else:
+        metrics, watching = previous.metrics, list(previous.gateway.observers)
+        metrics.learn([route.name for route in router.table.routes])
+        if _decide_alike(config, previous.config):
+            router.remember(previous.gateway.router)
+        backends = router.table.backends
+        kept = {name: one for name, one in previous.upstreams.items() if one.guard.backend == backends.get(name)}
+    transports = {section.name: section.transport for section in config.backends}
+    upstreams = {name: kept.get(name) or _guarded(backend, transports[name]) for name, backend in router.table.backends.items()}
+    budget = Budget(server.retry_budget.share, server.retry_budget.floor)
+    gateway = Gateway(
+        router, upstreams, watching, retries=server.retries, deadline=server.deadline, hedge=server.hedge, budget=budget
+    )
     ledger = previous.ledger if previous and previous.config.limits == config.limits else build_ledger(config.limits)
-    return World(config, gateway, metrics, build_keys(config, router.table), ledger)
+    return World(config, gateway, metrics, upstreams, build_keys(config, router.table), ledger)
 
 
 def pick_classifier(config: Config | None, name: str | None) -> Classifier:
@@ -207,11 +231,26 @@ def _all_rules(config: Config) -> list[RuleConfig]:
     return [*config.rules, *(rule for section in sections for rule in section.rules)]
 
 
-def _upstream(backend: Backend) -> Upstream:
-    # Imported here: the HTTP client takes longer to load than a decision without one takes in all.
-    from fingerpost.upstreams.openai import OpenAIUpstream
+def _decide_alike(one: Config, two: Config) -> bool:
+    """Whether two configurations read conversations in the same way, whatever their routes."""
+    return (one.classifier, one.rules, one.server.cache) == (two.classifier, two.rules, two.server.cache)
 
-    return OpenAIUpstream(backend)
+
+def _guarded(backend: Backend, transport: str) -> Guarded:
+    """The upstream of a backend: one of the HTTP client's for each URL, behind a guard."""
+    return Guarded(Guard(backend), [_upstream(replace(backend, url=url), transport) for url in backend.urls])
+
+
+def _upstream(backend: Backend, transport: str = "auto") -> Upstream:
+    proxy = proxy_for(backend.url)
+    # Imported here: either takes longer to load than a decision without one takes in all.
+    if transport == "library" or (transport == "auto" and proxy):
+        from fingerpost.upstreams.library import LibraryUpstream
+
+        return LibraryUpstream(backend, proxy=proxy)
+    from fingerpost.upstreams.http1 import Http1Upstream
+
+    return Http1Upstream(backend)
 
 
 def conceal(text: str, options: Any) -> str:

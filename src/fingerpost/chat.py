@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from fingerpost.errors import InvalidRequest
+from fingerpost.splice import Member, check_utf8, locate, splice
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Feature = Literal["text", "image", "audio", "video", "file", "tools", "json_schema"]
@@ -35,6 +36,10 @@ MEDIA: Mapping[str, Feature] = {
 
 IMAGE_TOKENS = 800
 """What an image is taken to cost in tokens: about the price of one 1,024-pixel tile picture with the common vendors."""
+
+
+MAX_MESSAGES = 10_000
+"""Messages in one request: reading a million tiny ones, which fit into 20 MB, would stop everyone else for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +121,13 @@ class RequestedRoute(msgspec.Struct, frozen=True):
     backends: tuple[str, ...] = ()
 
 
-class _Part(msgspec.Struct):
+class _Part(msgspec.Struct, gc=False):
     type: str
     text: str | None = None
     refusal: str | None = None
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     role: Role
     content: str | list[_Part] | None = None
     refusal: str | None = None
@@ -130,7 +135,7 @@ class _Message(msgspec.Struct):
     function_call: Any = None
 
 
-class _Tool(msgspec.Struct):
+class _Tool(msgspec.Struct, gc=False):
     function: dict[str, Any] | None = None
     name: str | None = None
     description: Any = None
@@ -159,7 +164,6 @@ class _Body(msgspec.Struct):
 
 
 _decode_body = msgspec.json.Decoder(_Body).decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _INT_MAX = 2**31
 _NOT_JSON = (msgspec.MsgspecError, TypeError, ValueError, RecursionError)
 
@@ -178,6 +182,7 @@ class ChatRequest:
     needs: Needs = Needs()
     routes: tuple[RequestedRoute, ...] | None = None
     source: bytes | Mapping[str, Any] = b"{}"
+    layout: Mapping[str, Member] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def parse(cls, source: bytes | Mapping[str, Any]) -> ChatRequest:
@@ -188,11 +193,10 @@ class ChatRequest:
         """
         try:
             if isinstance(source, bytes):
-                body = _decode_body(source)
-            else:
-                source = _plain(source)
-                body = msgspec.convert(source, _Body)
-            return _checked(body, source)
+                check_utf8(source)
+                return _checked(_decode_body(source), source, locate(source))
+            source = _plain(source)
+            return _checked(msgspec.convert(source, _Body), source, {})
         except msgspec.ValidationError as error:
             raise _wrong_shape(str(error)) from None
         except _NOT_JSON as error:
@@ -208,14 +212,17 @@ class ChatRequest:
     def body_for(self, model: str) -> bytes:
         """The client's body as JSON with `model` replaced, the `fingerpost` field taken out, and nothing else changed.
 
+        Bytes are copied once, into the result, and stay as they are, spaces and escapes included.
+
         Raises:
             InvalidRequest: what `parse` had no need to look at cannot be JSON, such as an object of some class.
         """
+        if isinstance(self.source, bytes):
+            return splice(self.source, self.layout, {"model": msgspec.json.encode(model), "fingerpost": None})
         try:
-            fields: dict[str, Any] = dict(_decode_fields(self.source) if isinstance(self.source, bytes) else self.source)
-            fields.pop("fingerpost", None)
-            fields["model"] = model
-            return msgspec.json.encode(fields)
+            return msgspec.json.encode(
+                {**{key: self.source[key] for key in self.source if key != "fingerpost"}, "model": model}
+            )
         except _NOT_JSON as error:
             raise _not_json(error) from None
 
@@ -227,9 +234,11 @@ def estimate_tokens(text: str) -> int:
     return (len(text.encode("utf-8", "surrogatepass")) + 2) // 3
 
 
-def _checked(body: _Body, source: bytes | Mapping[str, Any]) -> ChatRequest:
+def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str, Member]) -> ChatRequest:
     if not body.messages:
         raise InvalidRequest("messages: at least one message is needed", param="messages")
+    if len(body.messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"messages: more than {MAX_MESSAGES} of them", param="messages")
     messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(body.messages))
     tools = tuple(_tool_name(tool) for tool in (*(body.tools or ()), *(body.functions or ())))
     conversation = Conversation(messages, tools, {key: _as_text(value) for key, value in (body.metadata or {}).items()})
@@ -240,6 +249,7 @@ def _checked(body: _Body, source: bytes | Mapping[str, Any]) -> ChatRequest:
         needs=Needs(_features(conversation, body.response_format), _tokens(conversation, body)),
         routes=tuple(body.fingerpost.routes) if body.fingerpost and body.fingerpost.routes is not None else None,
         source=source,
+        layout=layout,
     )
 
 

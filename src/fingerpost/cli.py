@@ -192,14 +192,19 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from fingerpost.server.serve import serve
+    from fingerpost.server.upkeep import Upkeep
 
-    loaded = config.load(_file(arguments))
-    given = {key: value for key, value in (("host", arguments.host), ("port", arguments.port)) if value is not None}
-    server = loaded.config.server.model_copy(update=given)
-    world = assemble.build_world(loaded.config.model_copy(update={"server": server}))
-    for problem in loaded.warnings:
-        print(f"warning: {problem}", file=sys.stderr)
-    return serve(world)
+    def build(previous: assemble.World | None = None) -> assemble.World:
+        loaded = config.load(_file(arguments))
+        given = {key: value for key, value in (("host", arguments.host), ("port", arguments.port)) if value is not None}
+        server = loaded.config.server.model_copy(update=given)
+        world = assemble.build_world(loaded.config.model_copy(update={"server": server}), previous=previous)
+        for problem in loaded.warnings:
+            print(f"warning: {problem}", file=sys.stderr)
+        return world
+
+    world = build()
+    return serve(world, Upkeep(world, Path(_file(arguments)), build))
 
 
 def _route(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 class FingerpostError(Exception):
@@ -126,3 +127,22 @@ class UpstreamTimeout(UpstreamError):
 
     status = 504
     code = "upstream_timeout"
+
+
+class UpstreamBusy(UpstreamError):
+    """A backend was not called: its queue is full (`full`), it asked for a rest (`resting`), or it keeps failing (`open`)."""
+
+    status = 503
+    code = "backends_busy"
+
+    def __init__(
+        self,
+        message: str,
+        why: Literal["full", "resting", "open"] = "full",
+        retry_after: float = 1.0,
+        *,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+        self.why = why
+        self.retry_after: float = retry_after

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
+from fingerpost.attempts import Attempts, Trail
 from fingerpost.chat import ChatRequest
 from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, UpstreamError, UpstreamTimeout
 from fingerpost.observers import Observer
-from fingerpost.records import Attempt, Decision, Exchange, Outcome, Usage
+from fingerpost.records import Decision, Exchange, Outcome, Usage
 from fingerpost.router import Router
 from fingerpost.routes import EVERYTHING, Backend
-from fingerpost.upstreams import Call, Headers, Reply, Upstreams
+from fingerpost.upstreams import Call, Headers, Reply, Upstream, Upstreams
+from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader
 
 PASSED_REQUEST_HEADERS = frozenset({
@@ -31,15 +32,6 @@ STOPPED_REPLY_HEADERS = frozenset({
     b"upgrade", b"set-cookie", b"alt-svc", b"strict-transport-security",
 })  # fmt: skip
 """Reply headers that stop here: hop-by-hop ones (RFC 9110, section 7.6.1) and those that speak for the backend's host."""
-
-BUSY_STATUSES = frozenset({408, 429, *range(500, 1000)})
-"""The backend cannot answer now: the next one is tried, and this one again in a later round."""
-
-MISCONFIGURED_STATUSES = frozenset({101, *range(300, 400), 401, 403, 404, 405, 407})
-"""The backend refuses our key, path or model, or points to another URL, where a client must not be sent with its prompt. The
-client cannot mend that, so the next backend is tried, this one not again."""
-
-_NEXT_BACKEND_STATUSES = BUSY_STATUSES | MISCONFIGURED_STATUSES
 
 _log = logging.getLogger("fingerpost.gateway")
 
@@ -56,8 +48,9 @@ class Answer:
 
 
 class Gateway:
-    """Decides and carries. `retries` is how many more times the whole list of backends is tried; `deadline` bounds, in
-    seconds, the time until the first byte of a reply.
+    """Decides and carries. `retries` is how many more times the whole list of backends is tried, as far as the `budget` for
+    more calls than requests goes; `deadline` bounds, in seconds, the time until the first byte of a reply. After `hedge`
+    seconds without one (None: never) the next backend is asked beside the first.
     """
 
     def __init__(
@@ -68,17 +61,19 @@ class Gateway:
         *,
         retries: int = 1,
         deadline: float = 600.0,
+        hedge: float | None = None,
+        budget: Budget | None = None,
         clock: Callable[[], float] = time.perf_counter,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.router = router
         self.upstreams = upstreams
         self.observers = tuple(observers)
-        self.retries = retries
         self.deadline = deadline
+        self.attempts = Attempts(upstreams, budget or Budget(), retries=retries, hedge=hedge, clock=clock, pause=pause)
         self.in_flight = 0
+        self._running: set[asyncio.Task[object]] = set()
         self._clock = clock
-        self._pause = pause
 
     async def decide(
         self, body: bytes, request_id: str = "", *, model: str | None = None, visit: Visit | None = None
@@ -122,11 +117,18 @@ class Gateway:
                 await visit.admit(request.needs.tokens)
                 headers = _readable(headers) if visit.metered else headers
             story.decision = await self.router.decide(request, visit.client.access if visit else EVERYTHING)
+            self.attempts.budget.earn()
+            deadline = asyncio.get_running_loop().time() + self.deadline
+            passed = _going_on(headers)
+
+            def call(backend: Backend) -> Call:
+                return Call(backend, request.body_for(backend.model), passed, deadline=deadline)
+
             try:
-                async with asyncio.timeout(self.deadline):
-                    backend, reply, first = await self._first_reply(request, story.decision, headers, story)
+                async with asyncio.timeout_at(deadline):
+                    backend, reply, first = await self.attempts.first_reply(story.decision.backends, call, story.trail)
             except TimeoutError:
-                raise UpstreamTimeout(f"no backend answered within {self.deadline:g} s ({story.tried})") from None
+                raise UpstreamTimeout(f"no backend answered within {self.deadline:g} s ({story.trail.tried})") from None
             story.status = reply.status
             story.first_byte = self._clock() - story.start
             chunks = _watched(reply, first, story)
@@ -136,59 +138,26 @@ class Gateway:
                 await chunks.aclose()
                 await reply.close()
 
-    async def aclose(self) -> None:
-        """Closes the router and all upstreams."""
+    def cut(self) -> None:
+        """Cancels the tasks of all requests that are being served."""
+        for task in self._running:
+            task.cancel()
+
+    async def aclose(self, keep: Collection[Upstream] = ()) -> None:
+        """Closes the router and all upstreams but those to `keep`, which another gateway uses."""
         await self.router.aclose()
         for upstream in self.upstreams.values():
-            await upstream.aclose()
-
-    async def _first_reply(
-        self, request: ChatRequest, decision: Decision, headers: Headers, story: _Story
-    ) -> tuple[Backend, Reply, bytes]:
-        """The backend with the first reply worth passing on, that reply, and its first chunk.
-
-        Until a first chunk has come, nothing has gone to the client and another backend may be tried.
-        """
-        passed = _going_on(headers)
-        left = list(decision.backends)
-        for round_ in range(1 + self.retries):
-            if round_ and left:
-                await self._pause(0.1 * 2**round_ * random.uniform(0.5, 1.0))
-            for backend in tuple(left):
-                call = Call(backend, request.body_for(backend.model), passed)
-                found = await self._attempt(call, story)
-                if found is not None:
-                    return backend, *found
-                if story.attempts[-1].status in MISCONFIGURED_STATUSES:
-                    left.remove(backend)
-        raise _all_failed(story)
-
-    async def _attempt(self, call: Call, story: _Story) -> tuple[Reply, bytes] | None:
-        """The reply and its first chunk, or None when another backend may do better; the story gets the attempt in any case."""
-        name, start = call.backend.name, self._clock()
-        status: int | None = None
-        why = "given up"
-        try:
-            reply = await self.upstreams[name].send(call)
-            if reply.status in _NEXT_BACKEND_STATUSES:
-                await reply.close()
-                status, why = reply.status, f"answered {reply.status}"
-                return None
-            first = await _first_chunk(reply)
-            status, why = reply.status, ""
-            return reply, first
-        except UpstreamError as error:
-            why = error.message.removeprefix(f"{name}: ")
-            story.timeouts += isinstance(error, UpstreamTimeout)
-            return None
-        finally:
-            story.attempts.append(Attempt(name, status, why, self._clock() - start))
+            if upstream not in keep:
+                await upstream.aclose()
 
     @contextmanager
     def _telling(self, request_id: str, visit: Visit | None = None) -> Iterator[_Story]:
         """A story that is told to the observers once, however the block ends; one that is cancelled has lost its client."""
         story = _Story(request_id, self._clock(), key=visit.name if visit else None)
         self.in_flight += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         try:
             yield story
         except Exception as error:
@@ -196,6 +165,7 @@ class Gateway:
             raise
         finally:
             self.in_flight -= 1
+            self._running.discard(task)
             exchange = story.exchange(self._clock())
             if visit is not None:
                 visit.settle(exchange)
@@ -219,18 +189,12 @@ class _Story:
     status: int = 0
     stream: bool = False
     decision: Decision | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    timeouts: int = 0
+    trail: Trail = field(default_factory=Trail)
     first_byte: float | None = None
     sent_bytes: int = 0
     usage: Usage | None = None
     error: str = ""
     key: str | None = None
-
-    @property
-    def tried(self) -> str:
-        """Each attempt's backend and why it gave no reply."""
-        return "; ".join(f"{attempt.backend}: {attempt.error}" for attempt in self.attempts) or "there is none to try"
 
     def fail(self, error: Exception) -> None:
         """Notes how an error ended the request, in words that cannot quote it: a prompt may stand where a role should."""
@@ -252,22 +216,13 @@ class _Story:
             stream=self.stream,
             elapsed=now - self.start,
             decision=self.decision,
-            attempts=tuple(self.attempts),
+            attempts=tuple(self.trail.attempts),
             first_byte=self.first_byte,
             sent_bytes=self.sent_bytes,
             usage=self.usage,
             error=self.error,
             key=self.key,
         )
-
-
-async def _first_chunk(reply: Reply) -> bytes:
-    """The first chunk, empty when there is none; closes the reply if it does not come."""
-    try:
-        return await anext(reply.chunks, b"")
-    except BaseException:
-        await reply.close()
-        raise
 
 
 async def _watched(reply: Reply, first: bytes, story: _Story) -> AsyncGenerator[bytes, None]:
@@ -313,12 +268,3 @@ def _going_back(headers: Headers) -> Headers:
 def _hop_by_hop(headers: Headers) -> frozenset[bytes]:
     """The headers that `connection` declares to be about this hop only."""
     return frozenset(token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b","))
-
-
-def _all_failed(story: _Story) -> UpstreamError:
-    """What to tell the client when no backend answered: 429 if all were busy, 504 if all were slow, else 502."""
-    slow = 0 < len(story.attempts) == story.timeouts
-    error = (UpstreamTimeout if slow else UpstreamError)(f"no backend answered ({story.tried})")
-    if story.attempts and all(attempt.status == 429 for attempt in story.attempts):
-        error.status, error.code = 429, "rate_limit_exceeded"
-    return error

@@ -99,18 +99,33 @@ class Decision:
         }
 
 
+AttemptKind = Literal["first", "failover", "retry", "hedge", "full", "resting", "open"]
+"""first: the first call of a request. failover: to another backend or URL after one failed. retry: the list once more. hedge:
+beside a call that is slow. Not called: full, its queue is; resting, it asked for that; open, it keeps failing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call to one backend and how it went: an HTTP status, or why there is none. `elapsed` is in seconds."""
+    """One call to one backend and how it went: an HTTP status, or why there is none. `elapsed` is in seconds.
+
+    `kind` says how the call came about, or why there was none.
+    """
 
     backend: str
     status: int | None
     error: str = ""
     elapsed: float = 0.0
+    kind: AttemptKind = "first"
+
+    @property
+    def called(self) -> bool:
+        """Whether the backend was called at all."""
+        return self.kind not in ("full", "resting", "open")
 
     def to_json(self) -> dict[str, Any]:
         """The attempt as JSON values."""
-        return {"backend": self.backend, "status": self.status, "error": self.error, "ms": round(self.elapsed * 1e3, 1)}
+        elapsed = round(self.elapsed * 1e3, 1)
+        return {"backend": self.backend, "kind": self.kind, "status": self.status, "error": self.error, "ms": elapsed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +163,9 @@ class Exchange:
     @property
     def backend(self) -> Backend | None:
         """The backend whose reply went to the client."""
-        if self.decision is None or not self.attempts or self.attempts[-1].error:
-            return None
-        return next((b for b in self.decision.backends if b.name == self.attempts[-1].backend), None)
+        answered = next((attempt.backend for attempt in self.attempts if not attempt.error), None)
+        backends = self.decision.backends if self.decision else ()
+        return next((backend for backend in backends if backend.name == answered), None)
 
     @property
     def cost(self) -> float | None:

@@ -58,6 +58,10 @@ class Router:
         """Gets the classifier ready for this router's routes, so that the first request does not wait for it."""
         await self.classifier.prepare(self.table)
 
+    def remember(self, other: Router) -> None:
+        """Shares the verdicts that another router remembers; it must have the same classifier. Tables are told apart."""
+        self._verdicts = other._verdicts
+
     async def decide(
         self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str, access: Access = EVERYTHING
     ) -> Decision:

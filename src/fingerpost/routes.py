@@ -40,11 +40,41 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Breaker:
+    """When calls to a URL are held back because it fails, and for how long.
+
+    It opens after `failures` in a row, or when at least `rate` of the calls of the last `window` seconds failed and there were
+    `least` of them. It stays open for `pause` seconds, twice as long each time in a row, up to `longest`; then one call is let
+    through to see. `rest` is the longest that a Retry-After of the backend is obeyed. All times are in seconds.
+    """
+
+    enabled: bool = True
+    failures: int = 5
+    rate: float = 0.5
+    least: int = 20
+    window: float = 30.0
+    pause: float = 1.0
+    longest: float = 30.0
+    rest: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How a backend is asked whether it lives: GET `path`, below its URL, `every` so many seconds, for `timeout` at most."""
+
+    path: str = "/models"
+    every: float = 10.0
+    timeout: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """A model behind an OpenAI-compatible base URL.
 
     `accepts` are the features that it can serve, `context` its window in tokens (None: unknown, never a reason to strike it
-    out); `auth` says which header carries `key`; `api_version` is Azure's query parameter.
+    out); `auth` says which header carries `key`; `api_version` is Azure's query parameter; `ca` is a PEM file with the
+    authorities that may vouch for its https certificate (None: the system's). `more_urls` serve the same model. At most
+    `concurrency` calls run at once on all URLs together, and `queue` more wait their turn.
     """
 
     name: str
@@ -58,6 +88,17 @@ class Backend:
     context: int | None = None
     price: Price = Price()
     timeouts: Timeouts = Timeouts()
+    ca: str | None = None
+    more_urls: tuple[str, ...] = ()
+    concurrency: int = 1024
+    queue: int = 256
+    breaker: Breaker = Breaker()
+    probe: Probe | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All base URLs that serve it."""
+        return (self.url, *self.more_urls)
 
 
 @dataclass(frozen=True, slots=True)

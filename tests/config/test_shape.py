@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import trustme
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fingerpost.config import shape
@@ -20,7 +21,7 @@ from fingerpost.config.shape import (
     to_backend,
     to_route,
 )
-from fingerpost.routes import Backend, Price, Route, Timeouts
+from fingerpost.routes import Backend, Breaker, Price, Probe, Route, Timeouts
 
 SECTIONS = [cls for cls in vars(shape).values() if isinstance(cls, type) and issubclass(cls, Section) and cls is not Section]
 LEAST = {"backends": [{"name": "a", "model": "m", "url": "http://a"}], "routes": [{"name": "other", "backends": ["a"]}]}
@@ -186,6 +187,17 @@ def test_spaces_around_a_key_are_cut_off():
         (shape.BackendConfig, {"name": "a", "model": "m", "url": "http://a", "context": 0}),
         (shape.BackendConfig, {"name": "a", "model": "m", "url": "http://a", "accepts": ["smell"]}),
         (shape.BackendConfig, {"name": "a", "model": "m", "url": "http://a", "auth": "basic"}),
+        (shape.BackendConfig, {"name": "a", "model": "m", "url": "http://a", "urls": ["http://b", "b:80"]}),
+        (shape.BackendConfig, {"name": "a", "model": "m", "url": "http://a", "concurrency": 0}),
+        (shape.BackendConfig, {"name": "a", "model": "m", "url": "http://a", "queue": -1}),
+        (shape.BreakerConfig, {"failures": 0}),
+        (shape.BreakerConfig, {"rate": 0}),
+        (shape.BreakerConfig, {"rate": 1.1}),
+        (shape.BreakerConfig, {"pause": True}),
+        (shape.HealthConfig, {"path": "models"}),
+        (shape.HealthConfig, {"every": 0}),
+        (shape.ServerConfig, {"hedge": 0}),
+        (shape.RetryBudgetConfig, {"share": -1}),
         (shape.Config, {**LEAST, "backends": []}),
         (shape.Config, {**LEAST, "routes": []}),
     ],
@@ -216,6 +228,26 @@ def test_secrets_are_not_in_a_sections_repr(section):
     assert "SECRET" not in str(section)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://user:pass-SECRET@a/v1", "http://user@a", "http://[::1/v1", "http://a:99999", "http://a:x"]
+)
+def test_a_url_that_cannot_be_called_is_refused(url):
+    with pytest.raises(ValidationError):
+        backend(url=url)
+
+
+def test_a_file_of_authorities_must_be_one(tmp_path):
+    path = tmp_path / "ca.pem"
+    with pytest.raises(ValidationError, match="cannot be read as a PEM file of certificates"):
+        backend(ca=str(path))
+    path.write_text("nothing")
+    with pytest.raises(ValidationError, match="cannot be read as a PEM file of certificates"):
+        backend(ca=str(path))
+    trustme.CA().cert_pem.write_to_path(path)
+    assert to_backend(backend(ca=str(path))).ca == str(path)
+    assert to_backend(backend(ca="")).ca is None
+
+
 def test_a_backend_is_built_from_all_its_keys():
     section = backend(
         key="k", auth="api-key", api_version="2024-10-21", headers={"a": "b"}, accepts=["text", "image"], context=10,
@@ -235,6 +267,21 @@ def test_a_backend_is_built_from_all_its_keys():
         Price(1, 2),
         Timeouts(1, 2, 3),
     )
+
+
+def test_how_a_backend_is_guarded_becomes_part_of_it():
+    built = to_backend(
+        backend(
+            urls=["http://b/v1/", "http://c"],
+            concurrency=3,
+            queue=0,
+            breaker={"failures": 2},
+            health={"path": "/h", "every": 1},
+        )
+    )
+    assert built.urls == ("http://a", "http://b/v1", "http://c")
+    assert (built.concurrency, built.queue, built.breaker) == (3, 0, Breaker(failures=2))
+    assert built.probe == Probe("/h", every=1.0, timeout=5.0)
 
 
 def test_the_defaults_of_the_file_are_those_of_the_library():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -146,3 +147,31 @@ def test_keys_and_prompts_are_in_neither_log_nor_metrics_nor_errors(file: Path, 
     assert "canary" not in metrics
     assert "canary" not in process.said
     assert not any(b"canary-key" in answer or b"canary-client" in answer for answer in answers)
+
+
+def test_sighup_reloads_the_file_and_a_bad_one_is_said_and_changes_nothing(file: Path) -> None:
+    good = file.read_text(encoding="utf-8")
+
+    def until(process: Process, wanted: str) -> bytes:
+        found = b""
+        for _ in range(400):
+            found = process.ask("GET", "/readyz")[1] + process.ask("GET", "/v1/models")[1]
+            if wanted.encode() in found:
+                break
+            time.sleep(0.02)
+        return found
+
+    with serving(file) as process:
+        file.write_text("backends: canary", encoding="utf-8")
+        process.running.send_signal(signal.SIGHUP)
+        assert b'"chat"' in until(process, "the last reload failed")
+        file.write_text(good.replace("chat", "talk"), encoding="utf-8")
+        process.running.send_signal(signal.SIGHUP)
+        assert b'"talk"' in until(process, '"config":"ok"')
+        assert process.ask("POST", CHAT, HI)[0] == 200
+        assert process.end() == 0
+    assert (
+        f"{file} was not reloaded, the last good configuration stays: {file}:1: backends: this should be a list" in process.said
+    )
+    assert f"fingerpost reloaded {file}" in process.said
+    assert [line["route"] for line in process.told] == ["talk"]

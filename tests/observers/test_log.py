@@ -23,7 +23,7 @@ def lines_of(*exchanges: Exchange, now: float = 0.0) -> list[str]:
 def whole_exchange() -> Exchange:
     verdict = Verdict({"你好": 0.75, "other": 0.25}, "fixed")
     decision = Decision("你好", (BACKEND,), 'fixed is "75%" sure\n', "fixed", 0.75, verdict, elapsed=0.001)
-    attempts = (Attempt("big", 503, "answered 503", 0.01), Attempt("klein-ü", 200, "", 0.02))
+    attempts = (Attempt("big", 503, "answered 503", 0.01), Attempt("klein-ü", 200, "", 0.02, "failover"))
     return Exchange("r1", "completed", 200, True, 0.5, decision, attempts, 0.25, 1234, Usage(1000, 500), "")
 
 
@@ -48,8 +48,8 @@ def test_a_line_tells_the_whole_story() -> None:
         "reason": 'fixed is "75%" sure\n',
         "decision_ms": 1.0,
         "attempts": [
-            {"backend": "big", "status": 503, "error": "answered 503", "ms": 10.0},
-            {"backend": "klein-ü", "status": 200, "error": "", "ms": 20.0},
+            {"backend": "big", "kind": "first", "status": 503, "error": "answered 503", "ms": 10.0},
+            {"backend": "klein-ü", "kind": "failover", "status": 200, "error": "", "ms": 20.0},
         ],
         "first_byte_ms": 250.0,
         "ms": 500.0,

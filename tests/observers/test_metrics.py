@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fingerpost.observers.metrics import BROUGHT_ALONG, Metrics
 from fingerpost.records import Attempt, Decision, Exchange, Usage
-from fingerpost.routes import Backend, Price
+from fingerpost.routes import Backend, Breaker, Price
+from fingerpost.upstreams.health import Guard
 
 BACKEND = Backend("small", "m", "http://localhost/v1", key="sk-canary", price=Price(1.0, 2.0))
 
@@ -24,8 +26,8 @@ def exchange(route: str | None = "chat", **fields: Any) -> Exchange:
 class Samples:
     """What a scrape says: `samples(name, label=value)` is one value, `all_of(name)` are all by their labels' values."""
 
-    def __init__(self, metrics: Metrics, in_flight: int = 0) -> None:
-        families = text_string_to_metric_families(metrics.render(in_flight).decode())
+    def __init__(self, metrics: Metrics, in_flight: int = 0, guards: Sequence[Guard] = ()) -> None:
+        families = text_string_to_metric_families(metrics.render(in_flight, guards).decode())
         self.all = [sample for family in families for sample in family.samples]
 
     def __call__(self, name: str, **labels: str) -> float | None:
@@ -66,6 +68,38 @@ def test_attempts_are_counted_by_backend_and_status() -> None:
     attempts = (Attempt("big", 503, "x"), Attempt("big", None, "the connection broke"), Attempt("small", 200))
     counts = observed(exchange(attempts=attempts)).all_of("fingerpost_attempts_total", "backend", "status")
     assert counts == {("big", "503"): 1, ("big", "none"): 1, ("small", "200"): 1}
+
+
+def test_calls_that_were_not_the_first_or_not_made_are_counted_apart() -> None:
+    attempts = (Attempt("big", None, kind="open"), Attempt("big", None, kind="full"), Attempt("a", 500, "x"),
+                Attempt("b", None, "given up", kind="failover"), Attempt("small", 200, kind="hedge"))  # fmt: skip
+    samples = observed(exchange(attempts=attempts))
+    assert samples.all_of("fingerpost_attempts_total", "backend") == {("a",): 1, ("b",): 1, ("small",): 1}
+    assert samples.all_of("fingerpost_retries_total", "backend", "kind") == {("b", "failover"): 1, ("small", "hedge"): 1}
+    assert samples.all_of("fingerpost_skipped_total", "backend", "why") == {("big", "open"): 1, ("big", "full"): 1}
+
+
+async def test_backends_are_shown_as_they_fare_and_those_that_are_gone_are_not_shown() -> None:
+    guard = Guard(Backend("b", "m", "http://user:canary@one/v1", more_urls=("http://two:8/v1",), breaker=Breaker(failures=1)))
+    first, second = await guard.enter(), await guard.enter()
+    first.settle(False)
+    first.release()
+    metrics = Metrics([])
+    samples = Samples(metrics, 0, [guard])
+    assert samples.all_of("fingerpost_circuit_state", "backend", "url") == {("b", "one/v1"): 2, ("b", "two:8/v1"): 0}
+    assert samples.all_of("fingerpost_backend_in_flight", "url") == {("one/v1",): 0, ("two:8/v1",): 1}
+    assert samples("fingerpost_backend_waiting", backend="b") == 0
+    assert not Samples(metrics).all_of("fingerpost_circuit_state", "backend")
+    second.release()
+
+
+def test_routes_that_a_reload_brings_get_series_of_their_own() -> None:
+    metrics = Metrics(["chat"])
+    metrics.learn(["new"])
+    for route in ("chat", "new", "canary"):
+        metrics.observe(exchange(route))
+    routes = Samples(metrics).all_of("fingerpost_requests_total", "route")
+    assert set(routes) == {("chat",), ("new",), (BROUGHT_ALONG,)}
 
 
 def test_first_bytes_are_timed_where_there_are_any() -> None:

@@ -584,13 +584,13 @@ async def test_only_a_disconnect_ends_a_request_whatever_else_the_server_says() 
 class Defective:
     """Stands where the metrics are and fails."""
 
-    def render(self, in_flight: int) -> bytes:
+    def render(self, *_: Any) -> bytes:
         raise LookupError("canary")
 
 
 async def test_a_defect_is_500_and_neither_the_client_nor_the_log_hears_its_text(caplog: pytest.LogCaptureFixture) -> None:
     app, talk = app_around(ScriptedClassifier()), Talk()
-    app.world = type(app.world)(app.world.config, app.world.gateway, Defective())  # type: ignore[arg-type]
+    app.upkeep.world = type(app.world)(app.world.config, app.world.gateway, Defective())  # type: ignore[arg-type]
     await app(get("/metrics"), talk.receive, talk.send)
     assert talk.sent[0]["status"] == 500
     assert talk.json["error"]["code"] == "internal_error"

@@ -12,7 +12,7 @@ from fingerpost.config.shape import BY_USE, Config, ImportedConfig, Section, kin
 from fingerpost.errors import Problem
 from fingerpost.routes import OTHER, Backend, Route, find_problems
 
-SECRET_FIELDS = frozenset({"key", "headers", "options", "url", "hash", "redis"})
+SECRET_FIELDS = frozenset({"key", "headers", "options", "url", "urls", "hash", "redis"})
 """Fields whose values no message shows; a URL may hold a password, and a hash be the key itself by mistake."""
 
 UNKNOWN_KEY = "unknown key"

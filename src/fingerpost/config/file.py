@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,6 +136,14 @@ def substitute(data: Any, environ: Mapping[str, str] | None = None) -> tuple[Any
     unset: list[Problem] = []
     environ = os.environ if environ is None else environ  # noqa: TID251  (the one place)
     return _substituted(data, "", environ, unset), unset
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY, in either case, ask for on the way to an http or https URL."""
+    parts = urllib.parse.urlsplit(url)
+    if urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 def _substituted(value: Any, path: str, environ: Mapping[str, str], unset: list[Problem]) -> Any:

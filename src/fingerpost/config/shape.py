@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from fingerpost.chat import Feature
 from fingerpost.clients import Client, Limits
 from fingerpost.clients.keys import HASH
-from fingerpost.routes import Access, Backend, Price, Route, Timeouts
+from fingerpost.routes import Access, Backend, Breaker, Price, Probe, Route, Timeouts
+from fingerpost.upstreams.openai import parse_url, tls_context
 
 
 class Section(BaseModel):
@@ -33,6 +34,7 @@ def base_url(url: str) -> str:
     """`url` without a slash at its end, if it can be the base of an API."""
     if not re.match(r"https?://[^\s/?#]+", url) or re.search(r"[\s?#]", url):
         raise ValueError("not an http or https base URL without query; write one such as https://api.openai.com/v1")
+    parse_url(url)
     return url.rstrip("/")
 
 
@@ -67,6 +69,27 @@ class TimeoutsConfig(Section):
     total: float = Field(600.0, gt=0, description="Seconds for a whole call.")
 
 
+class BreakerConfig(Section):
+    """When calls to a URL are held back because it fails, and for how long."""
+
+    enabled: bool = Field(True, description="Whether calls are ever held back for failures.")
+    failures: int = Field(5, ge=1, description="Failures in a row that hold calls back.")
+    rate: float = Field(0.5, gt=0, le=1, description="The share of failed calls that holds calls back.")
+    least: int = Field(20, ge=1, description="Calls in the window below which the share says nothing.")
+    window: float = Field(30.0, gt=0, description="Seconds over which the share is taken.")
+    pause: float = Field(1.0, gt=0, description="Seconds for which calls are held back first; twice as long each next time.")
+    longest: float = Field(30.0, gt=0, description="Seconds for which calls are held back at most.")
+    rest: float = Field(60.0, ge=0, description="Seconds for which a Retry-After is obeyed at most; 0 ignores it.")
+
+
+class HealthConfig(Section):
+    """How a backend is asked whether it lives."""
+
+    path: str = Field("/models", pattern=r"^/\S*$", description="What to GET, below the backend's URL; below 500 is alive.")
+    every: float = Field(10.0, gt=0, description="Seconds between two questions.")
+    timeout: float = Field(5.0, gt=0, description="Seconds to wait for the answer.")
+
+
 class BackendConfig(Section):
     """A model behind an OpenAI-compatible URL."""
 
@@ -76,6 +99,11 @@ class BackendConfig(Section):
     key: str | None = Field(None, repr=False, description="The API key; usually ${NAME}. Leave out for a server without one.")
     auth: Literal["bearer", "api-key"] = Field("bearer", description="How the key is sent; Azure OpenAI wants api-key.")
     api_version: str | None = Field(None, description="Azure OpenAI's api-version query parameter.")
+    ca: str | None = Field(None, description="A PEM file with the authorities that vouch for its https certificate.")
+    transport: Literal["auto", "own", "library"] = Field(
+        "auto",
+        description="The HTTP client: own, library (aiohttp), or auto: library where a proxy variable applies, else own.",
+    )
     headers: dict[str, str] = Field({}, repr=False, description="More headers to send to this backend.")
     accepts: list[Feature] = Field(
         ["text", "tools", "json_schema"], description="What it can serve: text, image, audio, video, file, tools, json_schema."
@@ -83,16 +111,36 @@ class BackendConfig(Section):
     context: int | None = Field(None, gt=0, description="Its context window in tokens.")
     price: PriceConfig = PriceConfig()
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    urls: list[str] = Field([], description="More base URLs that serve the same model; the one with the fewest calls is taken.")
+    concurrency: int = Field(1024, ge=1, description="Calls at once, on all its URLs together.")
+    queue: int = Field(256, ge=0, description="Calls that wait when there are that many; beyond, the next backend is asked.")
+    breaker: BreakerConfig = BreakerConfig()
+    health: HealthConfig | None = Field(None, description="How to ask whether it lives; without it, only calls tell.")
 
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
         return base_url(url)
 
+    @field_validator("urls")
+    @classmethod
+    def _are_http(cls, urls: list[str]) -> list[str]:
+        return [base_url(url) for url in urls]
+
     @field_validator("key", "model", "api_version")
     @classmethod
     def _is_one_line(cls, value: str | None) -> str | None:
         return one_line(value) if value else value
+
+    @field_validator("ca")
+    @classmethod
+    def _holds_certificates(cls, path: str | None) -> str | None:
+        if path:
+            try:
+                tls_context(path)
+            except OSError as error:
+                raise ValueError(f"cannot be read as a PEM file of certificates ({error.strerror or error})") from None
+        return path or None
 
     @field_validator("headers")
     @classmethod
@@ -219,6 +267,13 @@ _Classifier = Annotated[
 ChainConfig.model_rebuild()
 
 
+class RetryBudgetConfig(Section):
+    """How many more calls than requests there may be."""
+
+    share: float = Field(0.2, ge=0, le=10, description="Retries and hedges for each request, on average.")
+    floor: float = Field(10.0, ge=0, description="Retries and hedges a second that are allowed in any case.")
+
+
 class BudgetConfig(Section):
     """What a client may spend."""
 
@@ -300,6 +355,9 @@ class ServerConfig(Section):
     deadline: float = Field(600.0, gt=0, description="Seconds until the first byte of a reply, all attempts together.")
     drain: float = Field(30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")
     cache: int = Field(10_000, ge=0, description="Verdicts to remember; 0 remembers none.")
+    reload: bool = Field(True, description="Whether a change of the configuration file is taken up while serving.")
+    retry_budget: RetryBudgetConfig = RetryBudgetConfig()
+    hedge: float | None = Field(None, gt=0, description="Seconds without a first byte after which a second backend is asked.")
 
 
 class Config(Section):
@@ -328,6 +386,12 @@ def to_backend(config: BackendConfig) -> Backend:
         context=config.context,
         price=Price(config.price.input, config.price.output),
         timeouts=Timeouts(config.timeouts.connect, config.timeouts.read, config.timeouts.total),
+        ca=config.ca,
+        more_urls=tuple(config.urls),
+        concurrency=config.concurrency,
+        queue=config.queue,
+        breaker=Breaker(**config.breaker.model_dump()),
+        probe=Probe(**config.health.model_dump()) if config.health else None,
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from fingerpost.records import Exchange
+from fingerpost.upstreams.health import Guard
 
 DECISION_BUCKETS = (0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 REPLY_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+STATES = {"closed": 0, "half_open": 1, "open": 2}
+"""The values of the gauge of circuits."""
 
 BROUGHT_ALONG = "(brought along)"
 """The label for routes that requests bring along: their names are the clients' to choose and must not become series."""
@@ -53,6 +57,18 @@ class Metrics:
         self._cost = Counter(
             "fingerpost_cost_usd", "What those tokens cost at the configured prices.", ["backend"], registry=self.registry
         )
+        self._skipped = Counter(
+            "fingerpost_skipped",
+            "Calls that were not made: the backend's queue was full, it rests, or its circuit is open.",
+            ["backend", "why"],
+            registry=self.registry,
+        )
+        self._retries = Counter(
+            "fingerpost_retries",
+            "Calls after the first one of a request; kind is failover, retry or hedge.",
+            ["backend", "kind"],
+            registry=self.registry,
+        )
         self._key_requests = Counter(
             "fingerpost_key_requests", "Requests by the name of their client's key.", ["key", "status"], registry=self.registry
         )
@@ -66,6 +82,36 @@ class Metrics:
             "fingerpost_key_cost_usd", "What those tokens cost at the configured prices.", ["key"], registry=self.registry
         )
         self._in_flight = Gauge("fingerpost_in_flight", "Requests being served now.", registry=self.registry)
+        self._waiting = Gauge("fingerpost_backend_waiting", "Calls in a backend's queue.", ["backend"], registry=self.registry)
+        self._calls = Gauge(
+            "fingerpost_backend_in_flight", "Calls on their way to a backend.", ["backend", "url"], registry=self.registry
+        )
+        self._circuits = Gauge(
+            "fingerpost_circuit_state",
+            "A URL's circuit: 0 closed, 1 half open, 2 open.",
+            ["backend", "url"],
+            registry=self.registry,
+        )
+
+        self._reloads = Counter(
+            "fingerpost_config_reload",
+            "Reloads of the configuration: ok or failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        self._last_reload_ok = Gauge(
+            "fingerpost_config_last_reload_ok", "1 unless the last reload failed.", registry=self.registry
+        )
+        self._last_reload_ok.set(1)
+
+    def reloaded(self, *, ok: bool) -> None:
+        """Counts a reload of the configuration."""
+        self._reloads.labels("ok" if ok else "failed").inc()
+        self._last_reload_ok.set(ok)
+
+    def learn(self, routes: Collection[str]) -> None:
+        """Makes more route names label values."""
+        self._routes |= frozenset(routes)
 
     def observe(self, exchange: Exchange) -> None:
         """Counts one exchange."""
@@ -74,7 +120,12 @@ class Metrics:
         if decision is not None:
             self._decisions.labels(decision.source, str(decision.cached).lower()).observe(decision.elapsed)
         for attempt in exchange.attempts:
+            if not attempt.called:
+                self._skipped.labels(attempt.backend, attempt.kind).inc()
+                continue
             self._attempts.labels(attempt.backend, str(attempt.status or "none")).inc()
+            if attempt.kind != "first":
+                self._retries.labels(attempt.backend, attempt.kind).inc()
         if exchange.first_byte is not None:
             self._first_byte.labels(backend).observe(exchange.first_byte)
         if exchange.usage is not None:
@@ -84,9 +135,17 @@ class Metrics:
         if exchange.key is not None:
             self._count_key(exchange, exchange.key)
 
-    def render(self, in_flight: int = 0) -> bytes:
+    def render(self, in_flight: int = 0, guards: Iterable[Guard] = ()) -> bytes:
         """The metrics in Prometheus's text format; `in_flight` is how many requests are being served now."""
         self._in_flight.set(in_flight)
+        for gauge in (self._waiting, self._calls, self._circuits):
+            gauge.clear()  # a reload may have taken a backend away
+        for guard in guards:
+            self._waiting.labels(guard.backend.name).set(guard.gate.waiting)
+            for place in guard.places:
+                labels = guard.backend.name, place.shown
+                self._calls.labels(*labels).set(place.in_flight)
+                self._circuits.labels(*labels).set(STATES[place.circuit.state(guard.now())])
         return generate_latest(self.registry)
 
     def _count_key(self, exchange: Exchange, key: str) -> None:

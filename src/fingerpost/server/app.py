@@ -24,6 +24,7 @@ from fingerpost.policy import usable_names
 from fingerpost.records import Decision
 from fingerpost.routes import AUTO, EVERYTHING, Backend
 from fingerpost.server import auth, sfc
+from fingerpost.server.upkeep import Upkeep
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,10 +41,15 @@ class ClientGone(Exception):
 
 
 class App:
-    """Answers HTTP requests for one world; `now` gives seconds since the epoch."""
+    """Answers HTTP requests for the world that `upkeep` holds; `now` gives seconds since the epoch."""
 
-    def __init__(self, world: World, now: Callable[[], float] = time.time) -> None:  # noqa: TID251  (a stamp)
-        self.world = world
+    def __init__(
+        self,
+        world: World,
+        now: Callable[[], float] = time.time,  # noqa: TID251  (a stamp)
+        upkeep: Upkeep | None = None,
+    ) -> None:
+        self.upkeep = upkeep or Upkeep(world)
         self._now = now
         self.ready = False
         self._started = int(now())
@@ -58,6 +64,11 @@ class App:
             ("GET", "/metrics"): self._metrics,
         }
 
+    @property
+    def world(self) -> World:
+        """The world that is served now; a reload puts another one in its place."""
+        return self.upkeep.world
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection: an HTTP request, or the server's start and end."""
         if scope["type"] == "lifespan":
@@ -68,24 +79,23 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                try:
-                    await self.world.gateway.router.prepare()
-                except Exception as error:  # told without a traceback: it is the operator's model file or plugin
-                    options = getattr(self.world.config.classifier, "options", {})
-                    why = conceal(str(error), options)
-                    await send({"type": "lifespan.startup.failed", "message": f"the classifier cannot start: {why}"})
-                    return
-                self.ready = True
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                self.ready = False
-                await self.world.gateway.aclose()
-                await self.world.ledger.aclose()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+        await receive()
+        try:
+            await self.world.gateway.router.prepare()
+        except Exception as error:  # told without a traceback: it is the operator's model file or plugin
+            why = conceal(str(error), getattr(self.world.config.classifier, "options", {}))
+            await send({"type": "lifespan.startup.failed", "message": f"the classifier cannot start: {why}"})
+            return
+        self.ready = True
+        await send({"type": "lifespan.startup.complete"})
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(self.upkeep.keep())
+            await receive()
+            self.ready = False
+            keeping.cancel()
+        await self.world.gateway.aclose()
+        await self.world.ledger.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def admin(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection on the port of the administrators."""
@@ -108,8 +118,8 @@ class App:
         except ClientGone:
             return
         except asyncio.CancelledError:
-            # Only the server cancels requests, when it stops and they have had their time to finish.
-            stopping = FingerpostError("the server is stopping")
+            # Only the server cancels requests, when it stops or reloads and they have had their time to finish.
+            stopping = FingerpostError("the server stops, or its configuration was reloaded, and the time to finish is over")
             stopping.status, stopping.code = 503, "stopping"
             await sending.fail(stopping, own)
         except FingerpostError as error:
@@ -193,10 +203,11 @@ class App:
         with suppress(Refused):
             auth.check_admin(self.world.config, scope["headers"], own_port="admin" in scope)
             detail["in_flight"] = self.world.gateway.in_flight
+            detail["config"] = "the last reload failed; the log says why" if self.upkeep.failed else "ok"
         await _send_json(send, status, detail)
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        content = self.world.metrics.render(self.world.gateway.in_flight)
+        content = self.world.metrics.render(self.world.gateway.in_flight, self.world.guards.values())
         await _send_bytes(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     async def _body(self, scope: Scope, receive: Receive, request_id: bytes) -> bytes:

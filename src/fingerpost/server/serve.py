@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from fingerpost.errors import ConfigError, Problem
 from fingerpost.server.app import App
 from fingerpost.server.auth import check_exposure
 from fingerpost.server.protocol import GuardedProtocol
+from fingerpost.server.upkeep import Upkeep
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than clients keep theirs (5 s to 60 s), or one of theirs would now and then
@@ -76,6 +77,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets running requests finish; a second Ctrl-C cuts them, but even then the gateway is closed in order."""
+        if isinstance(self.config.app, App):
+            self.config.timeout_graceful_shutdown = _drain(self.config.app.world)  # a reload may have changed it
         await super().shutdown(sockets)
         running = tuple(self.server_state.tasks)
         for task in running if self.force_exit else ():
@@ -87,26 +90,33 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Asks the server to stop on SIGTERM and Ctrl-C. Only the main thread gets signals; elsewhere set `should_exit`."""
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        """Asks the server to stop on SIGTERM and Ctrl-C, to reload on SIGHUP.
+
+        Only the main thread gets signals; elsewhere set `should_exit`.
+        """
+        actions: dict[int, Callable[[], None]] = {}
+        if threading.current_thread() is threading.main_thread():
+            actions = {number: partial(self.handle_exit, number, None) for number in (signal.SIGINT, signal.SIGTERM)}
+            if isinstance(self.config.app, App) and self.config.app.upkeep.file:
+                actions[signal.SIGHUP] = self.config.app.upkeep.ask
         loop = asyncio.get_running_loop()
-        for number in numbers:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+        for number, action in actions.items():
+            loop.add_signal_handler(number, action)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in actions:
                 loop.remove_signal_handler(number)
 
 
-def build_server(world: World) -> Server:
+def build_server(world: World, upkeep: Upkeep | None = None) -> Server:
     """A server for one world; `run` serves until a signal, or `should_exit`, asks it to stop.
 
     Raises:
         ConfigError: it would serve whoever reaches it without being told so.
     """
     check_exposure(world.config)
-    settings, app = world.config.server, App(world)
+    settings, app = world.config.server, App(world, upkeep=upkeep)
     config = _uvicorn_config(world, app, settings.host, settings.port)
     if settings.tls is not None:
         config.ssl = build_tls(settings.tls)
@@ -132,7 +142,7 @@ def _uvicorn_config(world: World, app: Any, host: str, port: int) -> uvicorn.Con
         proxy_headers=False,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=max(1, round(world.config.server.drain)),
+        timeout_graceful_shutdown=_drain(world),
     )
     config.load()
     return config
@@ -170,13 +180,18 @@ def _bad_tls(name: str, what: str, fix: str) -> ConfigError:
     return ConfigError([Problem(f"server.tls.{name}", what, fix)])
 
 
-def serve(world: World) -> int:
+def _drain(world: World) -> int:
+    return max(1, round(world.config.server.drain))
+
+
+def serve(world: World, upkeep: Upkeep | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C, lets running requests finish within `server.drain` seconds, and returns 0.
 
+    With an `upkeep` that knows the configuration file, SIGHUP and a change of the file put another world in the place of this.
     Returns 1 when the server could not start, for example because the port is taken.
     """
     try:
-        build_server(world).run()
+        build_server(world, upkeep).run()
     except SystemExit:  # uvicorn's word for a failed start; it has logged the cause
         where = f"{world.config.server.host}:{world.config.server.port}"
         print(f"fingerpost could not start on {where}; --host and --port take another address", file=sys.stderr)

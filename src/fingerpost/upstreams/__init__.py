@@ -14,12 +14,17 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request on its way to a backend: the JSON body and those client headers that may pass."""
+    """A request on its way to a backend: the JSON body and those client headers that may pass.
+
+    `deadline`, on the event loop's clock, is when nobody will wait for its answer any longer.
+    """
 
     backend: Backend
     body: bytes
     headers: Headers = ()
     path: str = "/chat/completions"
+    method: str = "POST"
+    deadline: float | None = None
 
 
 async def _nothing() -> None:

@@ -1,83 +1,64 @@
-"""The upstream for backends that speak OpenAI's HTTP API: one pooled aiohttp session for each."""
+"""Speaking OpenAI's HTTP API to a backend, whichever client carries it: where it is, our own headers, words for failures."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from weakref import WeakKeyDictionary
-
-import aiohttp
-from multidict import CIMultiDict
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit
 
 from fingerpost.errors import UpstreamError, UpstreamTimeout
 from fingerpost.routes import Backend
-from fingerpost.upstreams import Call, Headers, Reply
 
 POOL_SIZE = 1024
 """Connections to one backend; a streaming model server holds one for each running request."""
 
 
-class OpenAIUpstream:
-    """Carries calls to one OpenAI-compatible backend.
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a base URL leads. `authority` is the host as the `host` header has it; `path` has no slash at its end."""
 
-    Create it anywhere; a session opens with the first call, one for each event loop that calls (a server has one loop,
-    synchronous library use brings a second).
+    secure: bool
+    host: str
+    port: int
+    authority: str
+    path: str
+
+    def target(self, path: str, api_version: str | None) -> str:
+        """What to ask this host for: a path below the base URL."""
+        query = f"?api-version={quote(api_version, safe='')}" if api_version else ""
+        return f"{self.path}{path}{query}"
+
+    def url(self, path: str, api_version: str | None) -> str:
+        """The same as a whole URL."""
+        return f"{'https' if self.secure else 'http'}://{self.authority}{self.target(path, api_version)}"
+
+
+def parse_url(url: str) -> Address:
+    """The address in an http or https base URL.
+
+    Raises:
+        ValueError: it is none. One with a user name or a password is refused too: it would end up in logs, and a backend's
+            key has its own place.
     """
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self._own_headers = _own_headers(backend)
-        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
-
-    async def send(self, call: Call) -> Reply:
-        """The backend's reply as soon as its headers are there; see `Upstream.send` for what it raises."""
-        # aiohttp writes header values as UTF-8, so reading them as anything else would change them.
-        headers = CIMultiDict((name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in call.headers)
-        headers.update(self._own_headers)
-        try:
-            response = await self._connected().post(
-                _url(self.backend, call.path), data=call.body, headers=headers, allow_redirects=False
-            )
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            raise as_upstream_error(self.backend.name, error) from None
-        return Reply(response.status, _lowered(response.raw_headers), _chunks(self.backend.name, response), _closer(response))
-
-    async def aclose(self) -> None:
-        """Closes all connections of the running loop."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
-        if session is not None:
-            await session.close()
-
-    def _connected(self) -> aiohttp.ClientSession:
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None:
-            limits = self.backend.timeouts
-            session = self._sessions[loop] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=POOL_SIZE, ttl_dns_cache=60),
-                timeout=aiohttp.ClientTimeout(total=limits.total, sock_connect=limits.connect, sock_read=limits.read),
-                # Bytes pass as the backend sent them: compressed stays compressed, and no cookie is kept between clients.
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("user-agent", "accept-encoding"),
-            )
-        return session
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("not an http or https base URL without query; write one such as https://api.openai.com/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user name or a password; a backend's key has its own place, key or headers")
+    host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    if not host.isprintable() or set(host) & set(' "<>\\^`{|}'):
+        raise ValueError("has a host with characters that no host has")
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    authority = f"[{host.partition('%')[0]}]" if ":" in host else host
+    if port != (443 if secure else 80):
+        authority += f":{port}"
+    return Address(secure, host, port, authority, quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~"))
 
 
-def as_upstream_error(name: str, error: BaseException) -> UpstreamError:
-    """The one place where the HTTP library's errors become ours; the text never repeats a header or a body."""
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return UpstreamTimeout(f"{name}: no connection in time")
-    if isinstance(error, TimeoutError):
-        return UpstreamTimeout(f"{name}: no answer in time")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return UpstreamError(f"{name}: cannot connect ({type(error.os_error).__name__})")
-    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionError):
-        return UpstreamError(f"{name}: the connection broke")
-    return UpstreamError(f"{name}: {type(error).__name__}")
-
-
-def _own_headers(backend: Backend) -> dict[str, str]:
+def own_headers(backend: Backend) -> Mapping[str, str]:
+    """The headers that we send whatever the client said, names in lower case: the content type, those configured, the key."""
     headers = {"content-type": "application/json"} | {name.lower(): value for name, value in backend.headers.items()}
     if backend.key:
         if backend.auth == "api-key":
@@ -87,27 +68,45 @@ def _own_headers(backend: Backend) -> dict[str, str]:
     return headers
 
 
-def _url(backend: Backend, path: str) -> str:
-    query = f"?api-version={backend.api_version}" if backend.api_version else ""
-    return backend.url.rstrip("/") + path + query
+def tls_context(ca: str | None) -> ssl.SSLContext:
+    """How servers prove who they are: by the system's authorities, or by those in a PEM file.
+
+    Raises:
+        OSError: the file cannot be read, or holds no certificate.
+    """
+    context = ssl.create_default_context(cafile=ca)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
-def _lowered(raw: tuple[tuple[bytes, bytes], ...]) -> Headers:
-    return tuple((name.lower(), value) for name, value in raw)
+# The texts below name the backend and the kind of failure. They never repeat a header, a URL or a body.
 
 
-async def _chunks(name: str, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.content.iter_any():
-            yield chunk
-    except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        raise as_upstream_error(name, error) from None
+def unsendable(name: str) -> UpstreamError:
+    """The request, or the backend's URL, cannot be put into HTTP."""
+    return UpstreamError(f"{name}: a header or the url cannot be sent")
 
 
-def _closer(response: aiohttp.ClientResponse) -> Callable[[], Awaitable[None]]:
-    async def close() -> None:
-        # A body read to its end has given its connection back already; anything else is cut, which stops the model.
-        response.close()
-        await asyncio.sleep(0)
+def unreachable(name: str, error: BaseException) -> UpstreamError:
+    """There was no connection, because of `error`."""
+    return UpstreamError(f"{name}: cannot connect ({type(error).__name__})")
 
-    return close
+
+def connected_late(name: str) -> UpstreamError:
+    """There was no connection in time."""
+    return UpstreamTimeout(f"{name}: no connection in time")
+
+
+def answered_late(name: str) -> UpstreamError:
+    """There was no answer, or no more of it, in time."""
+    return UpstreamTimeout(f"{name}: no answer in time")
+
+
+def broken(name: str) -> UpstreamError:
+    """The connection ended before the reply did."""
+    return UpstreamError(f"{name}: the connection broke")
+
+
+def not_http(name: str) -> UpstreamError:
+    """What came was no HTTP/1.1 reply, or one beyond all bounds."""
+    return UpstreamError(f"{name}: spoke no valid HTTP")

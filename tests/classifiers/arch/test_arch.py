@@ -15,7 +15,7 @@ from fingerpost.errors import ClassifierError
 from fingerpost.router import Router
 from fingerpost.routes import OTHER, Backend, Route, RouteTable
 from fingerpost.testing import FakeBackend, FakeReply
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 TABLE = RouteTable((Route("hard_question", "Thinking."), Route("chit_chat", "Small talk."), Route(OTHER)))
 NAMES = ["hard_question", "chit_chat", OTHER]
@@ -26,7 +26,7 @@ CONSTRAINED = {"structured_outputs", "response_format", "logprobs", "top_logprob
 @asynccontextmanager
 async def arch_at(fake: FakeBackend, **options):
     backend = Backend("arch", MODEL, fake.url, "secret")
-    classifier = Arch(backend, OpenAIUpstream(backend), **options)
+    classifier = Arch(backend, Http1Upstream(backend), **options)
     try:
         yield classifier
     finally:
@@ -240,7 +240,7 @@ async def test_a_slow_answer_does_not_hold_up_others():
 
 def test_the_deadline_is_a_quarter_of_a_second_unless_said_otherwise():
     backend = Backend("arch", MODEL, "http://localhost:1/v1")
-    assert Arch(backend, OpenAIUpstream(backend)).deadline == 0.25
+    assert Arch(backend, Http1Upstream(backend)).deadline == 0.25
 
 
 @pytest.mark.parametrize("name", ["chit_chat", "größe", 'a": b', "a\\b", "🙂", "路"])

@@ -1,10 +1,4 @@
-"""Doubles for tests of code that uses fingerpost: a real backend on a loopback socket, and a classifier that follows a script.
-
-with FakeBackend() as fake:
-fake.script(FakeReply(status=503), FakeReply("Hello"))
-...  # a gateway whose backend has url=fake.url
-assert fake.requests[0].json["model"] == "small"
-"""
+"""A backend for tests: a real OpenAI-speaking server on a loopback socket."""
 
 from __future__ import annotations
 
@@ -13,14 +7,10 @@ import json
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-
-from fingerpost.chat import Conversation
-from fingerpost.records import Verdict
-from fingerpost.routes import RouteTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +78,7 @@ class FakeBackend:
     def __enter__(self) -> FakeBackend:
         started = threading.Event()
         # Bound here, so that a taken port is the caller's error and not a thread's.
-        listening = socket.create_server(("127.0.0.1", self.port))
+        listening = socket.create_server(("127.0.0.1", self.port), backlog=1024)
         self.port = listening.getsockname()[1]
         serving = self._serve(listening, started)
         self._thread = threading.Thread(target=asyncio.run, args=(serving,), name="fake-backend", daemon=True)
@@ -108,7 +98,7 @@ class FakeBackend:
 
     async def _serve(self, listening: socket.socket, started: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connected, sock=listening, limit=1 << 26)
+        server = await asyncio.start_server(self._connected, sock=listening, limit=1 << 26, backlog=1024)
         started.set()
         await self._stop.wait()
         # A connection that has just come takes a few turns of the loop to get its task; without one nobody would close it.
@@ -235,40 +225,3 @@ def _tool_call(call: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _usage(reply: FakeReply) -> dict[str, int]:
     given, made = reply.usage
     return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
-
-
-class ScriptedClassifier:
-    """Believes what its script says, verdict by verdict, then the last one for ever; raises what is an exception.
-
-    `seen` holds the conversations that it was asked about; `delay` seconds pass before each answer.
-    """
-
-    name = "scripted"
-
-    def __init__(
-        self, *script: Verdict | Exception | None, delay: float = 0.0, deadline: float | None = None, name: str = "scripted"
-    ) -> None:
-        self.name = name
-        self.deadline = deadline
-        self.delay = delay
-        self.seen: list[Conversation] = []
-        self.prepared: list[RouteTable] = []
-        self.closed = 0
-        self._script: Sequence[Verdict | Exception | None] = script or (None,)
-
-    async def prepare(self, table: RouteTable) -> None:
-        """Remembers that it was asked to."""
-        self.prepared.append(table)
-
-    async def classify(self, conversation: Conversation, table: RouteTable) -> Verdict | None:
-        """The next entry of the script."""
-        self.seen.append(conversation)
-        await asyncio.sleep(self.delay)
-        entry = self._script[min(len(self.seen), len(self._script)) - 1]
-        if isinstance(entry, Exception):
-            raise entry
-        return entry
-
-    async def aclose(self) -> None:
-        """Counts."""
-        self.closed += 1

@@ -1,0 +1,99 @@
+"""Changing fields of a JSON object where they stand, in bytes that otherwise stay as they are. Pure."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from fingerpost.errors import InvalidRequest
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_KEY = re.compile(rb'[ \t\n\r]*+("(?:[^"\\]|\\.)*+")[ \t\n\r]*+:[ \t\n\r]*+')
+_AFTER = re.compile(rb"[ \t\n\r]*+([,}])")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a field stands: from its key to the end of its value, and where the value begins. Offsets in bytes."""
+
+    start: int
+    value: int
+    end: int
+
+
+def check_utf8(source: bytes) -> None:
+    """Raises UnicodeDecodeError for what is no UTF-8. msgspec decodes only strings that are wanted, and skips the others."""
+    if source.isascii():
+        return
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    view = memoryview(source)
+    for start in range(0, len(source), 65_536):  # in pieces: whole, it would take up to four times the memory
+        decode(view[start : start + 65_536])
+    decode(b"", True)
+
+
+def locate(source: bytes) -> dict[str, Member]:
+    """Where each field of a JSON object stands, in their order.
+
+    msgspec gives the names and the values, each as the bytes that it is, without reading what is in them. Going through the
+    text, they are found again one after the other. If a key is there twice, msgspec knows its last value only: then some value
+    is not the one that stands there, or there are fields left at the end.
+
+    Raises:
+        InvalidRequest: a key is there twice. Which of the two a backend takes cannot be known, so that what was read here and
+            what is answered there might be two different requests.
+        msgspec.MsgspecError: it is no JSON object.
+    """
+    members: dict[str, Member] = {}
+    at, more = source.find(b"{") + 1, False
+    for name, value in _decode_fields(source).items():
+        key = _KEY.match(source, at)
+        assert key is not None, "what msgspec takes for an object has keys"
+        end = key.end() + len(memoryview(value))
+        after = _AFTER.match(source, end) if source.startswith(value, key.end()) else None
+        if after is None or msgspec.json.decode(key[1]) != name:
+            raise _twice(key[1])
+        members[name] = Member(key.start(1), key.end(), end)
+        at, more = after.end(), after[1] == b","
+    if more:
+        key = _KEY.match(source, at)
+        raise _twice(key[1] if key else b'""')
+    return members
+
+
+def splice(source: bytes, members: Mapping[str, Member], changes: Mapping[str, bytes | None]) -> bytes:
+    """The object with the values of some fields replaced or (None) the fields taken out; new ones come last.
+
+    `members` is what `locate` found in `source`, and something must be left. Copies the bytes once.
+    """
+    order = list(members.values())
+    edits: list[tuple[int, int, bytes]] = []
+    for name, value in changes.items():
+        member = members.get(name)
+        if member is None:
+            end = order[-1].end
+            edits += [(end, end, b",%b:%b" % (msgspec.json.encode(name), value))] if value is not None else []
+        elif value is not None:
+            edits.append((member.value, member.end, value))
+        elif member is not order[-1]:
+            edits.append((member.start, order[order.index(member) + 1].start, b""))
+        else:  # the last one takes the comma before it along
+            edits.append((order[-2].end, member.end, b""))
+    view, at = memoryview(source), 0
+    pieces: list[bytes | memoryview] = []
+    for start, end, new in sorted(edits):
+        pieces += [view[at:start], new]
+        at = end
+    return b"".join([*pieces, view[at:]])
+
+
+def _twice(key: bytes) -> InvalidRequest:
+    name = str(msgspec.json.decode(key))
+    name = name if len(name) <= 100 else f"{name[:100]}…"
+    error = InvalidRequest(f"{name}: this key is there twice; keep one of them", param=name)
+    error.code = "duplicate_key"
+    return error

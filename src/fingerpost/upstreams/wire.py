@@ -1,0 +1,168 @@
+"""HTTP/1.1 as bytes (RFC 9112): the head of a request out, the reply in. Pure: no sockets, no clock."""
+
+from __future__ import annotations
+
+import httptools
+
+from fingerpost.routes import Backend
+from fingerpost.upstreams import Headers
+from fingerpost.upstreams.openai import Address, own_headers
+
+MAX_HEAD = 65_536
+"""Bytes of header fields in one reply, interim replies and trailers included. Servers send 1 KB; none needs more than 16."""
+
+MAX_FIELDS = 256
+"""Header fields in one reply."""
+
+_FRAMING = frozenset({
+    b"host", b"connection", b"content-length", b"expect", b"keep-alive", b"proxy-connection", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+"""Headers that are this client's own business: how requests are delimited, and what happens to the connection."""
+
+
+class NotHttp(Exception):
+    """What came is no valid reply, or one beyond the bounds above."""
+
+
+class RequestWriter:
+    """Writes the heads of requests to one backend; all that does not change between them is written once."""
+
+    def __init__(self, backend: Backend, address: Address) -> None:
+        self._backend, self._address = backend, address
+        own = {name.encode("latin-1"): value.encode() for name, value in own_headers(backend).items()}
+        host = own.pop(b"host", address.authority.encode())
+        kept = [(name, value) for name, value in own.items() if name not in _FRAMING]
+        self._fixed = b" HTTP/1.1\r\n" + _fields([(b"host", host), *kept])
+        self._stopped = _FRAMING | own.keys()
+        self._lines: dict[tuple[str, str], bytes] = {}
+
+    def head(self, path: str, headers: Headers, length: int, method: str = "POST") -> bytes:
+        """The head of a request with a body of `length` bytes and those of a client's headers that we do not send ourselves.
+
+        Raises:
+            ValueError: a header or the path has a line break or another character that would end it early.
+        """
+        line = self._lines.get((method, path)) or self._line(method, path)
+        passed = _fields([field for field in headers if field[0] not in self._stopped])
+        return b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, passed, length)
+
+    def _line(self, method: str, path: str) -> bytes:
+        line = f"{method} {self._address.target(path, self._backend.api_version)}".encode("ascii")
+        if not line.decode().isprintable() or line.count(b" ") != 1:
+            raise ValueError("this path cannot be asked for")
+        if len(self._lines) < 16:  # a backend has a handful of paths; this is no place for made-up ones to pile up in
+            self._lines[method, path] = line
+        return line
+
+
+def _fields(fields: Headers) -> bytes:
+    written = b"".join([b"%b: %b\r\n" % field for field in fields])
+    # One comparison for all of them: any line break beyond those just written is somebody's attempt to add a header.
+    if not len(fields) == written.count(b"\n") == written.count(b"\r") or b"\0" in written:
+        raise ValueError("this header cannot be sent")
+    return written
+
+
+class Incoming:
+    """One reply as far as it has come in: `status` is 0 until its head is there, `parts` is the body not yet taken.
+
+    `reusable` says whether the connection is fit for another request once the reply is complete.
+    """
+
+    __slots__ = ("begun", "complete", "headers", "parts", "reusable", "status")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.parts: list[bytes] = []
+        self.begun = False
+        self.complete = False
+        self.reusable = False
+
+
+class ReplyParser:
+    """Reads the replies of one connection, one after the other, out of bytes that are cut anywhere.
+
+    llhttp, which does the reading, refuses what may be understood in two ways: conflicting lengths, folded or odd headers,
+    bare line feeds. What it leaves open is closed here. The methods named `on_` are called by it.
+    """
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._incoming = Incoming()
+
+    def expect(self, incoming: Incoming) -> None:
+        """Gets ready for the next reply and fills `incoming` with it."""
+        self._incoming = incoming
+        self._headers = incoming.headers
+        self._room = MAX_HEAD
+        self._silent = 0
+        self._framed = self._interim = False
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes.
+
+        Raises:
+            NotHttp: they are no part of a valid reply.
+        """
+        incoming = self._incoming
+        incoming.begun = True
+        self._silent += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            # A complete reply stays good whatever follows it; only the connection is spoilt.
+            incoming.reusable = False
+            if not incoming.complete:
+                raise NotHttp from None
+        # What is never finished would pile up without being noticed: a header line, a chunk's extension, a trailer.
+        if self._silent > 2 * MAX_HEAD and not incoming.complete:
+            raise NotHttp
+
+    def end(self) -> bool:
+        """Takes the end of the connection; whether the reply is complete now. Without a length it reaches to here."""
+        incoming = self._incoming
+        incoming.complete = incoming.complete or bool(incoming.status and not self._framed)
+        incoming.reusable = False
+        return incoming.complete
+
+    def on_message_begin(self) -> None:
+        if self._incoming.complete:
+            raise NotHttp  # another reply, which nobody asked for
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._room -= len(name) + len(value) + 4
+        if self._room < 0 or len(self._headers) >= MAX_FIELDS:
+            raise NotHttp
+        if self._incoming.status:
+            return  # a trailer
+        name = name.lower()
+        if name == b"transfer-encoding" and (self._framed or value.lower() != b"chunked"):
+            raise NotHttp  # we offered no other coding, so this one could only be passed on undecoded
+        if name in (b"transfer-encoding", b"content-length"):
+            self._framed = True
+        self._headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        incoming, status = self._incoming, self._parser.get_status_code()
+        if status < 100 or self._parser.get_http_version() not in ("1.1", "1.0"):
+            raise NotHttp
+        self._interim = status < 200 and status != 101
+        if self._interim:
+            self._headers.clear()
+            self._framed = False
+            return
+        incoming.status = status
+        incoming.reusable = status != 101 and self._parser.should_keep_alive()
+        self._framed = self._framed or status in (101, 204, 304)
+
+    def on_body(self, data: bytes) -> None:
+        self._silent = 0
+        self._incoming.parts.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._interim:
+            self._interim = False
+        else:
+            self._incoming.complete = True

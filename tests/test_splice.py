@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fingerpost.errors import InvalidRequest
+from fingerpost.splice import check_utf8, locate, splice
+
+spaces = st.text(" \t\n\r", max_size=2)
+names = (
+    st.sampled_from(["model", "fingerpost", "messages", "a", "", 'q"', "\\", "é", "😀", "mode", "models", ",", "}", ":"])
+    | st.text()
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def written(draw, value):
+    """JSON text for a value, with any white space between its tokens and any choice of escapes."""
+    if isinstance(value, dict):
+        return draw(written_members(list(value.items())))
+    if isinstance(value, list):
+        items = ",".join(draw(spaces) + draw(written(item)) + draw(spaces) for item in value)
+        return "[" + (items or draw(spaces)) + "]"
+    return json.dumps(value, ensure_ascii=draw(st.booleans()))
+
+
+@st.composite
+def written_members(draw, members):
+    def one(name, value):
+        key = json.dumps(name, ensure_ascii=draw(st.booleans()))
+        if draw(st.booleans()):
+            key = '"' + "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in name) + '"'
+        return draw(spaces) + key + draw(spaces) + ":" + draw(spaces) + draw(written(value)) + draw(spaces)
+
+    return "{" + (",".join(one(name, value) for name, value in members) or draw(spaces)) + "}"
+
+
+def pairs_of(source: bytes) -> list:
+    """The slow reference: all fields of the outermost object, in order, with what is there twice."""
+    return list(json.loads(source, object_pairs_hook=lambda pairs: pairs))
+
+
+def reference(source: bytes, changes: dict) -> list:
+    """The fields after the changes, new ones last; values as nested lists of pairs."""
+    kept = [(name, changes.get(name, value)) for name, value in pairs_of(source) if changes.get(name, 0) is not None]
+    here = {name for name, _ in pairs_of(source)}
+    return kept + [(name, value) for name, value in changes.items() if name not in here and value is not None]
+
+
+@given(st.lists(st.tuples(names, values), min_size=1, max_size=6), st.text(), st.data())
+@settings(max_examples=500)
+def test_changes_are_those_of_a_slow_reference_and_all_else_stays_byte_for_byte(members, model, data):
+    source = (data.draw(spaces) + data.draw(written_members([*members, ("messages*", [])])) + data.draw(spaces)).encode()
+    changes = {"model": model, "fingerpost": None}
+    read = pairs_of(source)
+    if len({name for name, _ in read}) < len(read):
+        with pytest.raises(InvalidRequest) as raised:
+            locate(source)
+        assert raised.value.code == "duplicate_key"
+        assert [name for name, _ in read].count(raised.value.param) > 1 or len(raised.value.param) > 100
+        return
+
+    found = locate(source)
+    sent = splice(source, found, {"model": msgspec.json.encode(model), "fingerpost": None})
+
+    assert [name for name, _ in read] == list(found)
+    assert pairs_of(sent) == reference(source, changes)
+    after = locate(sent)
+    for name in found.keys() - changes.keys():
+        one, two = found[name], after[name]
+        assert source[one.start : one.end] == sent[two.start : two.end]
+
+
+@pytest.mark.parametrize(
+    ("source", "sent"),
+    [
+        (b'{"model":"a","x":1}', b'{"model":"m","x":1}'),
+        (b'{"x":1}', b'{"x":1,"model":"m"}'),
+        (b' { "x" : 1 } ', b' { "x" : 1,"model":"m" } '),
+        (b'{"fingerpost":{"model":"no"}, "x":{"model":"inner"}}', b'{"x":{"model":"inner"},"model":"m"}'),
+        (b'{"x":1 , "fingerpost": {}}', b'{"x":1,"model":"m"}'),
+        (b'{"x":1,"f\\u0069ngerpost":{},"\\u006dodel":2}', b'{"x":1,"\\u006dodel":"m"}'),
+        (b'{"model":1,"fingerpost":{}}', b'{"model":"m"}'),
+        (b'{"fingerpost":{},"model":1}', b'{"model":"m"}'),
+        (b'{"Model":1,"model ":2}', b'{"Model":1,"model ":2,"model":"m"}'),
+        (b'{"x":"\\"model\\":\\"no\\"","model":"a"}', b'{"x":"\\"model\\":\\"no\\"","model":"m"}'),
+    ],
+)
+def test_only_the_fields_of_the_outermost_object_are_changed(source, sent):
+    assert splice(source, locate(source), {"model": b'"m"', "fingerpost": None}) == sent
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        (b'{"a":1,"a":1}', "a"),
+        (b'{"a":1,"b":2,"a":3}', "a"),
+        (b'{"a":1,"a":1,"b":1}', "a"),
+        (b'{"a":1,"a":1,"b":2}', "a"),
+        (b'{"a":12,"a":1}', "a"),
+        (b'{"a":1,"b":1,"b":1,"a":1}', "b"),
+        (b'{"":1,"":2}', ""),
+        (b'{"\\u0061":1,"a":1}', "a"),
+        (b'{"%b":1,"%b":1}' % (b"x" * 300, b"x" * 300), "x" * 100 + "…"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(source, key):
+    with pytest.raises(InvalidRequest) as raised:
+        locate(source)
+
+    assert (raised.value.code, raised.value.param) == ("duplicate_key", key)
+
+
+def test_an_empty_object_has_no_fields():
+    assert locate(b" {} ") == {}
+
+
+@pytest.mark.parametrize("source", [b"", b"[]", b"{", b'{"a":1', b'{"a"}', b'{"a":1} x'])
+def test_what_is_no_object_is_refused_as_msgspec_refuses_it(source):
+    with pytest.raises(msgspec.MsgspecError):
+        locate(source)
+
+
+def test_a_large_body_is_copied_once():
+    source = b'{"model": "auto", "image": "' + b"A" * 10_000_000 + b'", "fingerpost": {}}'
+    tracemalloc.start()
+    try:
+        sent = splice(source, locate(source), {"model": b'"m"', "fingerpost": None})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(sent) == len(source) - 6 - len(', "fingerpost": {}') + 3
+    assert peak < 10_100_000
+
+
+@given(st.binary(max_size=8), st.integers(65_520, 65_540))
+@settings(max_examples=200)
+def test_utf8_is_checked_across_the_borders_of_the_pieces(tail, length):
+    source = b"\xc3\xa9" + b"x" * length + tail
+    try:
+        source.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(UnicodeDecodeError):
+            check_utf8(source)
+    else:
+        check_utf8(source)
+        check_utf8(b"plain")
