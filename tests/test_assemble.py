@@ -199,7 +199,8 @@ async def test_a_world_has_a_gateway_metrics_and_its_observers():
 
 def transports(**backend) -> str:
     world = build_world(config_of(backends=[{**BACKEND, **backend}]), [])
-    return type(world.gateway.upstreams["small"]).__name__, getattr(world.gateway.upstreams["small"], "proxy", None)
+    [upstream] = world.upstreams["small"].upstreams
+    return type(upstream).__name__, getattr(upstream, "proxy", None)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from fingerpost.errors import (
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, Exception)]
 
 
-def test_there_are_at_most_eleven_error_classes():
-    assert 1 < len(CLASSES) <= 11
+def test_there_are_at_most_ten_error_classes():
+    assert 1 < len(CLASSES) <= 10
 
 
 @pytest.mark.parametrize("cls", CLASSES)

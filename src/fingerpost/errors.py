@@ -64,19 +64,19 @@ class InvalidRequest(FingerpostError):
     status = 400
     code = "invalid_request"
 
+    @classmethod
+    def too_large(cls, message: str) -> InvalidRequest:
+        """A body that is larger than the server accepts."""
+        error = cls(message)
+        error.status, error.code = 413, "request_too_large"
+        return error
+
 
 class UnknownModel(FingerpostError):
     """`model` is neither `auto` nor the name of a route or a backend."""
 
     status = 404
     code = "model_not_found"
-
-
-class RequestTooLarge(FingerpostError):
-    """The body is larger than the server accepts."""
-
-    status = 413
-    code = "request_too_large"
 
 
 class NothingFits(FingerpostError):

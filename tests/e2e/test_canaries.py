@@ -53,7 +53,7 @@ backends:
     key: canary-backend-key
     headers: {{x-team: canary-header}}
     accepts: [text, image, tools]
-  - {{name: walled, model: m, url: "http://canary-user:canary-password@127.0.0.1:9/v1"}}
+  - {{name: walled, model: m, url: "http://127.0.0.1:9/walled/v1"}}
 routes:
   - {{name: chat, description: canary-description, examples: [canary-example], backends: [small]}}
   - {{name: walled-in, backends: [walled]}}
@@ -67,7 +67,7 @@ limits: {{redis: "redis://:canary-redis@127.0.0.1:9/0", when_down: allow}}
 server: {{port: 0, retries: 0, max_body: 100000, request_timeout: 1, admin: {{hash: "{admin}"}}}}
 """
 SECRETS = (
-    "canary-backend", "canary-header", "canary-client", "canary-user", "canary-password", "canary-option", "canary-deep",
+    "canary-backend", "canary-header", "canary-client", "canary-usr7", "canary-pwd7", "canary-option", "canary-deep",
     "canary-redis", "canary-wrong", "canary-admin",
 )  # fmt: skip
 DEBUG = "import logging, sys; logging.basicConfig(level=1, stream=sys.stderr)\n"
@@ -76,7 +76,7 @@ TEXT = "canary-prompt " * 20
 
 
 def prompts() -> Iterator[dict[str, Any] | bytes]:
-    image = {"type": "image_url", "image_url": {"url": "http://canary-user:canary@canary-host/canary.png?canary=1"}}
+    image = {"type": "image_url", "image_url": {"url": "http://canary-usr7:canary@canary-host/canary.png?canary=1"}}
     call = {"id": "canary-id", "type": "function", "function": {"name": "canary_tool", "arguments": '{"canary": 1}'}}
     tool = {"type": "function", "function": {"name": "canary_tool", "description": TEXT, "parameters": {"canary": 1}}}
     hi = [{"role": "user", "content": TEXT}]
@@ -207,7 +207,7 @@ def context(text: str) -> str:
     ("canary_plugin:Broken", "canary_plugin:explode"), ("backends: [small]}", "backends: [nowhere]}"),
     ("port: 0", "port: canary-port"),
     ("model: m", "model: [canary-model]"), ("key: canary-backend-key", "key: [canary-backend-key]"),
-    ("headers: {x-team: canary-header}", "headers: canary-header"), ("@127.0.0.1:9/v1", "@127.0.0.1:9/v1?canary=1"),
+    ("headers: {x-team: canary-header}", "headers: canary-header"), ("http://127.0.0.1:9/walled", "http://canary-usr7:canary-pwd7@127.0.0.1:9"),
     ("url: \"http:", "url: \"canary:"), ("sha256:", "canary-"), ("redis://", "canary://"), ("keys:", "kyes:"),
 ])  # fmt: skip
 def test_no_mistake_in_the_configuration_quotes_a_secret_of_it(

@@ -18,7 +18,7 @@ import msgspec
 from fingerpost import __version__
 from fingerpost.assemble import World, conceal
 from fingerpost.clients import Visit
-from fingerpost.errors import FingerpostError, InvalidRequest, Refused, RequestTooLarge, UnknownModel
+from fingerpost.errors import FingerpostError, InvalidRequest, Refused, UnknownModel
 from fingerpost.gateway import Answer, is_event_stream
 from fingerpost.policy import usable_names
 from fingerpost.records import Decision
@@ -213,7 +213,7 @@ class App:
     async def _body(self, scope: Scope, receive: Receive, request_id: bytes) -> bytes:
         """The request body, refused as soon as it is known to be larger than the limit."""
         limit = self.world.config.server.max_body
-        too_large = RequestTooLarge(f"the body is larger than {limit} bytes (server.max_body)")
+        too_large = InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
         stated = b"0"
         for name, value in scope["headers"]:
             if name == b"content-length":
