@@ -226,7 +226,7 @@ def test_no_mistake_in_the_configuration_quotes_a_secret_of_it(
     for secret in (
         "backend-key",
         "canary-header",
-        "password",
+        "pwd7",
         "canary-option",
         "canary-deep",
         "canary-redis",

@@ -71,7 +71,7 @@ def is_error(content: bytes) -> bool:
 
 
 @asynccontextmanager
-async def serving(fault: str, *, first: bool, read: float = 0.3, **server: Any) -> AsyncIterator[Faulty]:
+async def serving(fault: str, *, first: bool, read: float = 0.5, **server: Any) -> AsyncIterator[Faulty]:
     told: list[Exchange] = []
 
     class Recorder:
@@ -80,7 +80,7 @@ async def serving(fault: str, *, first: bool, read: float = 0.3, **server: Any) 
     with FakeBackend(FakeReply(WORDS)) as behind, FakeBackend() as other, FaultProxy(behind.port, FAULTS[fault]) as proxy:
         other.default = FakeReply(WORDS) if first else FakeReply(status=503)
         urls = [proxy.url, other.url] if first else [other.url, proxy.url]
-        limits = {"connect": 0.3, "read": read}
+        limits = {"connect": 0.5, "read": read}
         backends = [{"name": f"b{i}", "model": "m", "url": url, "timeouts": limits} for i, url in enumerate(urls)]
         sections = {"backends": backends, "routes": [{"name": "other", "backends": ["b0", "b1"]}],
                     "classifier": {"use": "fixed", "route": "other"},

@@ -82,17 +82,7 @@ class Metrics:
             "fingerpost_key_cost_usd", "What those tokens cost at the configured prices.", ["key"], registry=self.registry
         )
         self._in_flight = Gauge("fingerpost_in_flight", "Requests being served now.", registry=self.registry)
-        self._waiting = Gauge("fingerpost_backend_waiting", "Calls in a backend's queue.", ["backend"], registry=self.registry)
-        self._calls = Gauge(
-            "fingerpost_backend_in_flight", "Calls on their way to a backend.", ["backend", "url"], registry=self.registry
-        )
-        self._circuits = Gauge(
-            "fingerpost_circuit_state",
-            "A URL's circuit: 0 closed, 1 half open, 2 open.",
-            ["backend", "url"],
-            registry=self.registry,
-        )
-
+        self._backends = _Backends(self.registry)
         self._reloads = Counter(
             "fingerpost_config_reload",
             "Reloads of the configuration: ok or failed.",
@@ -138,14 +128,7 @@ class Metrics:
     def render(self, in_flight: int = 0, guards: Iterable[Guard] = ()) -> bytes:
         """The metrics in Prometheus's text format; `in_flight` is how many requests are being served now."""
         self._in_flight.set(in_flight)
-        for gauge in (self._waiting, self._calls, self._circuits):
-            gauge.clear()  # a reload may have taken a backend away
-        for guard in guards:
-            self._waiting.labels(guard.backend.name).set(guard.gate.waiting)
-            for place in guard.places:
-                labels = guard.backend.name, place.shown
-                self._calls.labels(*labels).set(place.in_flight)
-                self._circuits.labels(*labels).set(STATES[place.circuit.state(guard.now())])
+        self._backends.show(guards)
         return generate_latest(self.registry)
 
     def _count_key(self, exchange: Exchange, key: str) -> None:
@@ -159,3 +142,30 @@ class Metrics:
     def _route(self, exchange: Exchange) -> str:
         route = exchange.decision.route if exchange.decision else None
         return "" if route is None else route if route in self._routes else BROUGHT_ALONG
+
+
+class _Backends:
+    """Gauges of how backends fare."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._waiting = Gauge("fingerpost_backend_waiting", "Calls in a backend's queue.", ["backend"], registry=registry)
+        self._calls = Gauge(
+            "fingerpost_backend_in_flight", "Calls on their way to a backend.", ["backend", "url"], registry=registry
+        )
+        self._circuits = Gauge(
+            "fingerpost_circuit_state",
+            "A URL's circuit: 0 closed, 1 half open, 2 open.",
+            ["backend", "url"],
+            registry=registry,
+        )
+
+    def show(self, guards: Iterable[Guard]) -> None:
+        """Sets them to what is true now."""
+        for gauge in (self._waiting, self._calls, self._circuits):
+            gauge.clear()  # a reload may have taken a backend away
+        for guard in guards:
+            self._waiting.labels(guard.backend.name).set(guard.gate.waiting)
+            for place in guard.places:
+                labels = guard.backend.name, place.shown
+                self._calls.labels(*labels).set(place.in_flight)
+                self._circuits.labels(*labels).set(STATES[place.circuit.state(guard.now())])
