@@ -113,13 +113,10 @@ def before(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeBackend, ev
         yield f"http://127.0.0.1:{port}/v1", process
 
 
-def sections(*urls: str, failures: int = 5, **server: Any) -> dict[str, Any]:
+def sections(*urls: str, **server: Any) -> dict[str, Any]:
     names = [f"b{index}" for index in range(len(urls))]
     return {
-        "backends": [
-            {"name": name, "model": "m", "url": url, "breaker": {"failures": failures, "least": 10 * failures}}
-            for name, url in zip(names, urls, strict=True)
-        ],
+        "backends": [{"name": name, "model": "m", "url": url} for name, url in zip(names, urls, strict=True)],
         "routes": [{"name": "chat", "description": "Chat.", "backends": names}, {"name": "other", "backends": names}],
         "server": {"retries": 2, **server},
     }
@@ -155,8 +152,7 @@ async def ask_many(url: str, count: int = 200, workers: int = 10) -> set[str]:
 
 
 async def test_all_are_answered_though_the_server_closes_idle_connections_all_the_time(before: Any, serving: Serve) -> None:
-    # A connection that is closed just when it is used again looks like a failure.
-    door = serving(**sections(before[0], failures=100, retries=5, retry_budget={"floor": 1000}))
+    door = serving(**sections(before[0]))
     assert await ask_many(door.url) == {WORDS}
     assert {told.outcome for told in door.told(200)} == {"completed"}
     assert len(door.exchanges) == 200
