@@ -58,7 +58,7 @@ def reference(source: bytes, changes: dict) -> list:
 
 
 @given(st.lists(st.tuples(names, values), min_size=1, max_size=6), st.text(), st.data())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_changes_are_those_of_a_slow_reference_and_all_else_stays_byte_for_byte(members, model, data):
     source = (data.draw(spaces) + data.draw(written_members([*members, ("messages*", [])])) + data.draw(spaces)).encode()
     changes = {"model": model, "fingerpost": None}

@@ -5,19 +5,18 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
 from fingerpost.errors import InvalidRequest
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_KEY = re.compile(rb'[ \t\n\r]*+("(?:[^"\\]|\\.)*+")[ \t\n\r]*+:[ \t\n\r]*+')
+_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+')
 _AFTER = re.compile(rb"[ \t\n\r]*+([,}])")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """Where a field stands: from its key to the end of its value, and where the value begins. Offsets in bytes."""
 
     start: int
