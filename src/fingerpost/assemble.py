@@ -68,7 +68,7 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
             # Imported here: its runtime takes a moment to load, and a gateway without it need not wait.
             from fingerpost.classifiers.embedded import Embedded
 
-            return Embedded()
+            return Embedded(threads=config.threads)
         case ArchConfig():
             backend = Backend("arch", config.model, config.url.rstrip("/"), config.key or None)
             return Arch(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)

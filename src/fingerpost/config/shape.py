@@ -116,6 +116,9 @@ class EmbeddedConfig(Section):
     """The built-in classifier."""
 
     use: Literal["embedded"]
+    threads: int | None = Field(
+        None, ge=1, le=256, description="Conversations read at once; one for each CPU core unless given."
+    )
     threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
 
 
