@@ -14,6 +14,7 @@ from fingerpost.classifiers.arch import Arch
 from fingerpost.classifiers.chain import Chain, Link
 from fingerpost.classifiers.fixed import Fixed
 from fingerpost.classifiers.rules import Rule, Rules
+from fingerpost.classifiers.systemone import SystemOne
 from fingerpost.config import Loaded, load
 from fingerpost.config.shape import (
     ArchConfig,
@@ -25,6 +26,7 @@ from fingerpost.config.shape import (
     ImportedConfig,
     RuleConfig,
     RulesConfig,
+    SystemOneConfig,
     to_backend,
     to_route,
 )
@@ -72,6 +74,9 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
         case ArchConfig():
             backend = Backend("arch", config.model, config.url.rstrip("/"), config.key or None)
             return Arch(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
+        case SystemOneConfig():
+            backend = Backend("systemone", config.model, config.url, config.key or None)
+            return SystemOne(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
         case RulesConfig():
             return Rules([_rule(rule) for rule in config.rules])
         case FixedConfig():

@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
-from fingerpost.chat import ChatRequest
+from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.errors import FingerpostError, InvalidRequest, UpstreamError, UpstreamTimeout
 from fingerpost.observers import Observer
-from fingerpost.records import Attempt, Decision, Exchange, Outcome, Usage
+from fingerpost.records import Attempt, Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
-from fingerpost.routes import Backend
+from fingerpost.routes import Backend, RouteTable
 from fingerpost.upstreams import Call, Headers, Reply, Upstreams
 from fingerpost.upstreams.sse import UsageReader
 
@@ -39,6 +39,9 @@ MISCONFIGURED_STATUSES = frozenset({101, *range(300, 400), 401, 403, 404, 405, 4
 client cannot mend that, so the next backend is tried, this one not again."""
 
 _NEXT_BACKEND_STATUSES = BUSY_STATUSES | MISCONFIGURED_STATUSES
+
+Parse = Callable[[bytes], ChatRequest]
+"""What reads a request out of a body."""
 
 _log = logging.getLogger("fingerpost.gateway")
 
@@ -79,19 +82,31 @@ class Gateway:
         self._clock = clock
         self._pause = pause
 
-    async def decide(self, body: bytes, request_id: str = "", *, model: str | None = None) -> tuple[ChatRequest, Decision]:
-        """A chat body's request and its decision, carrying nothing; `model` overrides what the body names.
+    async def decide(
+        self, body: bytes, request_id: str = "", *, model: str | None = None, parse: Parse = ChatRequest.parse
+    ) -> tuple[ChatRequest, Decision]:
+        """A body's request and its decision, carrying nothing; `model` overrides what the body names.
 
-        Raises what `ChatRequest.parse` and `Router.decide` raise.
+        Raises what `parse` and `Router.decide` raise.
         """
         with self._telling(request_id) as story:
-            request = ChatRequest.parse(body)
+            request = parse(body)
             if model is not None:
                 request = replace(request, model=model)
             story.stream = request.stream
             story.decision = await self.router.decide(request)
             story.status, story.outcome = 200, "completed"
             return request, story.decision
+
+    async def believe(self, asked: Sequence[tuple[Conversation, RouteTable]], request_id: str = "") -> list[Verdict]:
+        """What the classifier believes about each conversation and table, told as one exchange without a decision.
+
+        Raises what `Router.believe` raises.
+        """
+        with self._telling(request_id) as story:
+            verdicts = [await self.router.believe(conversation, table) for conversation, table in asked]
+            story.status, story.outcome = 200, "completed"
+            return verdicts
 
     def refuse(self, error: FingerpostError | None, request_id: str = "") -> None:
         """Tells the observers of a request that ended before it was read: refused, or (None) left by its client."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from fingerpost import policy
-from fingerpost.chat import ChatRequest, RequestedRoute
+from fingerpost.chat import ChatRequest, Conversation, RequestedRoute
 from fingerpost.classifiers import Classifier, ask
-from fingerpost.errors import ConfigError, FingerpostError, InvalidRequest
+from fingerpost.errors import ClassifierError, ConfigError, FingerpostError, InvalidRequest
 from fingerpost.records import Decision, Verdict
 from fingerpost.routes import AUTO, OTHER, Route, RouteTable
 
@@ -88,11 +88,22 @@ class Router:
         request = _as_request(request)
         table = self.table if request.routes is None else self._table_of(request.routes)
         if request.model == AUTO:
-            verdict, why_not, cached = await self._verdict(request, table)
+            verdict, why_not, cached = await self._verdict(request.conversation, table)
             decision = policy.choose(table, request.needs, verdict, why_not)
         else:
             decision, cached = policy.obey(table, request.needs, request.model), False
         return replace(decision, elapsed=self._clock() - start, cached=cached)
+
+    async def believe(self, conversation: Conversation, table: RouteTable) -> Verdict:
+        """What the classifier believes about the routes of a table that is not this router's own; nothing is decided.
+
+        Raises:
+            ClassifierError: it has no verdict.
+        """
+        verdict, why_not, _ = await self._verdict(conversation, table)
+        if verdict is None:
+            raise ClassifierError(why_not)
+        return verdict
 
     def decide_sync(self, request: Request) -> Decision:
         """`decide` for code without an event loop; works beside a running one too (a notebook's, for example)."""
@@ -165,9 +176,8 @@ class Router:
             raise failed.exceptions[0] from None
         return [results[row] for row in range(len(read))]
 
-    async def _verdict(self, request: ChatRequest, table: RouteTable) -> tuple[Verdict | None, str, bool]:
+    async def _verdict(self, conversation: Conversation, table: RouteTable) -> tuple[Verdict | None, str, bool]:
         """The verdict or why there is none, and whether it was remembered."""
-        conversation = request.conversation
         seen = tuple(conversation.metadata.get(key) for key in self._keyed_metadata)
         key = (conversation.digest, table.digest, bool(conversation.tools), seen)
         remembered = self._verdicts.get(key)

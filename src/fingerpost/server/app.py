@@ -19,7 +19,8 @@ from fingerpost.errors import FingerpostError, InvalidRequest, RequestTooLarge, 
 from fingerpost.gateway import Answer, is_event_stream
 from fingerpost.records import Decision
 from fingerpost.routes import AUTO, Backend
-from fingerpost.server import sfc
+from fingerpost.server import decision as switchyard
+from fingerpost.server import sfc, systemone
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -47,6 +48,8 @@ class App:
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/route"): self._route,
             ("POST", "/sfc_router/chat/completions"): self._sfc,
+            ("POST", "/v1/systemone"): self._systemone,
+            ("POST", "/v1/decision"): self._decision,
             ("GET", "/v1/models"): self._models,
             ("GET", "/health"): self._health,
             ("GET", "/livez"): self._health,
@@ -143,6 +146,22 @@ class App:
         kind, content = sfc.answer(decision, request_id.decode(), int(self._now()), stream=request.stream)
         headers = decision_headers(decision, decision.backend, request_id)
         await _send_bytes(send, 200, content, [(b"content-type", kind), *headers])
+
+    async def _systemone(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+        body = await self._body(scope, receive, request_id)
+        try:
+            asked = systemone.read(body)
+        except InvalidRequest as error:
+            self.world.gateway.refuse(error, request_id.decode())
+            raise
+        verdicts = await self.world.gateway.believe(asked.tables, request_id.decode())
+        await _send_json(send, 200, systemone.answer(asked, verdicts), [(b"x-fingerpost-request-id", request_id)])
+
+    async def _decision(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+        body = await self._body(scope, receive, request_id)
+        _, decision = await self.world.gateway.decide(body, request_id.decode(), parse=switchyard.read)
+        headers = decision_headers(decision, decision.backend, request_id)
+        await _send_json(send, 200, switchyard.answer(decision), headers)
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         table = self.world.gateway.router.table
