@@ -183,8 +183,9 @@ def _add_complexity(params: Mapping[str, Any], place: str, reach: Groups, draft:
     config, at = params["complexity_router_config"], f"{place}.complexity_router_config"
     own = {tier["name"]: tier.get("description") for tier in config.get("tier_definitions") or ()}
     for tier, served in (config.get("tiers") or {}).items():
-        models = [m["model"] if isinstance(m, Mapping) else str(m) for m in (served if isinstance(served, list) else [served])]
-        if any(isinstance(m, Mapping) for m in (served if isinstance(served, list) else [served])):
+        entries = served if isinstance(served, list) else [served]
+        models = [str(m["model_name"] if isinstance(m, Mapping) else m) for m in entries]
+        if any(isinstance(m, Mapping) and len(m) > 1 for m in entries):
             draft.note(f"{at}.tiers.{tier}", "parameters of its models are not carried over")
         lost = [m for m in models if m not in reach]
         if lost:

@@ -63,7 +63,8 @@ def _add_model(model: Mapping[str, Any], where: str, draft: Draft) -> None:
 
 def _add_route(route: Mapping[str, Any], where: str, least: float | None, kind: str, draft: Draft) -> None:
     draft.leave(route, where, _ROUTE)
-    threshold = route.get("confidence_threshold", least)
+    own = route.get("confidence_threshold")
+    threshold = least if own is None else own
     if threshold is not None and kind != "decision":
         draft.note(f"{where}.confidence_threshold", f"the confidence of a router of the kind {kind} is another scale")
         threshold = None
