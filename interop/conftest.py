@@ -17,6 +17,7 @@ from fingerpost.config.shape import Config
 from fingerpost.server.serve import build_server
 
 ROOT = Path(__file__).parents[1]
+KEYS = {"JEV_KEY": "unused", "OPENROUTER_API_KEY": "unused", "ANTHROPIC_API_KEY": "unused"}
 CONFIG = {
     "backends": [
         {"name": "weak", "model": "small-model", "url": "http://127.0.0.1:9/v1"},
@@ -54,7 +55,7 @@ def in_environment() -> Callable[..., Any]:
         ran = subprocess.run(
             [python, Path(__file__).with_name(script), *arguments],
             input=json.dumps(given), capture_output=True, text=True, timeout=300, check=False,
-            env={"PATH": "/usr/bin:/bin", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+            env={"PATH": "/usr/bin:/bin", "LITELLM_LOCAL_MODEL_COST_MAP": "True", **KEYS},
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr[-3000:]
         return json.loads(ran.stdout)

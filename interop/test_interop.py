@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+import pytest
+
 from fingerpost.testing import FakeBackend, FakeReply, Received
 
 QUESTION = [{"role": "user", "content": "Hello there"}]
@@ -97,3 +99,22 @@ def test_switchyards_decisions_and_ours_are_the_same(url, in_environment, record
         else:  # the envelope's mistakes are 422 there and 400 here, as everywhere in fingerpost
             assert our_status == (400 if status == 422 else status)
             assert answer["error"].keys() <= ours["error"].keys()
+
+
+@pytest.mark.parametrize(
+    ("peer", "sample", "expected"),
+    [
+        ("litellm", "complexity.yaml", ["small", "large", "smart"]),
+        ("semantic-router", "semantic_router.yaml", ["billing", "delivery", "auto"]),
+    ],
+)
+def test_the_samples_of_import_are_what_the_peers_read(in_environment, pytestconfig, peer, sample, expected) -> None:
+    path = pytestconfig.rootpath / "tests/config/importers/samples" / sample
+    assert in_environment(peer, "read_sample.py", peer, str(path), given=None) == expected
+
+
+def test_the_sample_of_switchyards_is_what_its_server_serves(in_environment, pytestconfig) -> None:
+    path = pytestconfig.rootpath / "tests/config/importers/samples/switchyard.toml"
+    body = {"input_format": "openai_chat", "request": {"model": "cheap", "messages": QUESTION}}
+    ((status, answer),) = in_environment("switchyard", "ask_switchyard.py", str(path), given=[body])
+    assert (status, answer["selected"]["target"]) == (200, "efficient")
