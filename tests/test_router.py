@@ -4,6 +4,7 @@ import asyncio
 import gc
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 
@@ -695,6 +696,7 @@ def test_who_stops_waiting_stops_the_work() -> None:
 
     def interrupt() -> None:
         started.wait(20)
+        time.sleep(0.5)  # until the caller waits for the result; it has only just handed the work over
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)

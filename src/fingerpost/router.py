@@ -275,11 +275,13 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Value]) -> Value:
-        future: Future[Value] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future: Future[Value] | None = None
         try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
             return future.result()
         except BaseException:  # Ctrl-C, say: nobody waits for the rest
-            future.cancel()
+            if future is not None:
+                future.cancel()
             raise
 
     def close(self, work: Coroutine[Any, Any, None]) -> None:
