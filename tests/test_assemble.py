@@ -22,6 +22,7 @@ from fingerpost.classifiers.chain import Chain
 from fingerpost.classifiers.embedded import Embedded
 from fingerpost.classifiers.fixed import Fixed
 from fingerpost.classifiers.rules import Rules
+from fingerpost.classifiers.systemone import SystemOne
 from fingerpost.config import Loaded, load
 from fingerpost.config.shape import Config
 from fingerpost.errors import ConfigError
@@ -74,6 +75,7 @@ def test_the_table_has_all_that_the_configuration_says():
         ("embedded", Embedded),
         ({"use": "embedded"}, Embedded),
         ({"use": "arch", "url": "http://localhost:1/v1"}, Arch),
+        ({"use": "systemone", "url": "http://localhost:1", "model": "m"}, SystemOne),
         ({"use": "rules", "rules": [{"route": "chat"}]}, Rules),
         (FIXED, Fixed),
         ({"use": "chain", "of": ["embedded", FIXED]}, Chain),
@@ -103,6 +105,20 @@ async def test_an_arch_classifier_has_its_settings_and_calls_its_server():
     assert fake.requests[0].target == "/v1/chat/completions"
     assert fake.requests[0].headers["authorization"] == "Bearer secret"
     assert fake.requests[0].json["model"] == "org/router"
+
+
+async def test_a_decision_model_has_its_settings_and_is_asked_at_its_path():
+    with FakeBackend(FakeReply(completion={"answers": {"route": {"choice": "chat", "confidence": 1}}})) as fake:
+        section = {"use": "systemone", "url": fake.url, "model": "jev-latest", "key": "secret", "deadline": 5, "budget": 64}
+        model = classifier_of(section)
+        verdict = await model.classify(conversation("x" * 10_000), build_table(config_of()))
+        await model.aclose()
+    assert model.deadline == 5
+    assert verdict.route == "chat"
+    assert "was cut" in verdict.note
+    (request,) = fake.requests
+    assert (request.target, request.json["model"]) == ("/v1/systemone", "jev-latest")
+    assert request.headers["authorization"] == "Bearer secret"
 
 
 async def test_an_arch_server_may_want_no_key():

@@ -648,3 +648,35 @@ def test_serving_beyond_loopback_without_keys_says_what_to_do_and_returns_2(caps
     said = capsys.readouterr().err
     assert "server.host: 0.0.0.0 can be reached by others, and there are no keys" in said
     assert "fingerpost keys new" in said
+
+
+SAMPLES = Path(__file__).parent / "config/importers/samples"
+
+
+def test_import_writes_a_file_that_check_accepts_and_notes_to_standard_error(tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "fingerpost.yaml"
+    assert main(["import", "switchyard", str(SAMPLES / "switchyard.toml"), "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"wrote {out}; next: fingerpost check {out}\n"
+    assert "note: routes.drawn.weights: not carried over" in said.err.splitlines()
+    monkeypatch.setenv("OPENROUTER_API_KEY", "k")
+    monkeypatch.setenv("OPENROUTER_X_API_KEY", "k")
+    assert main(["check", str(out)]) == 0
+
+
+def test_import_prints_to_standard_output_and_overwrites_only_when_told_to(tmp_path, capsys) -> None:
+    sample, out = str(SAMPLES / "semantic_router_v0.json"), tmp_path / "fingerpost.yaml"
+    assert main(["import", "semantic-router", sample]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# Made from semantic_router_v0.json")
+    out.write_text("mine", encoding="utf-8")
+    assert main(["import", "semantic-router", sample, "--out", str(out)]) == 2
+    assert "--force overwrites it" in capsys.readouterr().err
+    assert out.read_text(encoding="utf-8") == "mine"
+    assert main(["import", "semantic-router", sample, "--out", str(out), "--force"]) == 0
+    assert out.read_text(encoding="utf-8") == printed
+
+
+def test_import_tells_what_is_wrong_with_its_file(tmp_path, capsys) -> None:
+    assert main(["import", "litellm", str(tmp_path / "none.yaml")]) == 2
+    assert "there is no file" in capsys.readouterr().err

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from itertools import count
 
@@ -586,4 +588,121 @@ def test_a_closed_router_may_decide_again():
     asyncio.run(router.aclose())
 
     assert router.decide_sync("hi").cached
+    asyncio.run(router.aclose())
+
+
+def test_a_router_comes_from_a_file_and_needs_none_of_its_keys(tmp_path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text(
+        "backends: [{name: b, model: m, url: 'http://b', key: '${NOT_SET}'}]\n"
+        "routes: [{name: chat, description: Chat., backends: [b]}, {name: other, backends: [b]}]\n"
+        "classifier: {use: fixed, route: chat}\n"
+    )
+    assert Router.from_file(path, {}).decide_sync("hi").route == "chat"
+    assert "chit_chat" in Router.from_file(environ={}).table.by_name
+    path.write_text("backends: 3")
+    with pytest.raises(ConfigError):
+        Router.from_file(path)
+
+
+def test_many_are_decided_in_their_order_whatever_they_are() -> None:
+    def classify(conversation, table):
+        return asyncio.sleep(0.02 if conversation.text == "slow" else 0, HARD if conversation.text == "slow" else CHAT)
+
+    router = Router(TABLE, Broken(classify))
+    body = {"messages": [{"role": "user", "content": "hi"}], "model": "hard"}
+    rows = [
+        "slow",
+        [{"role": "user", "content": "hi"}],
+        body,
+        ChatRequest.from_messages("slow"),
+        Body(messages=body["messages"]),
+    ]
+    assert [d.route for d in router.decide_many(rows)] == ["hard", "chat", "hard", "hard", "chat"]
+    assert [d.route for d in router.decide_many(iter(["hi", "slow"]), concurrency=1)] == ["chat", "hard"]
+    assert router.decide_many([]) == []
+    asyncio.run(router.aclose())
+
+
+def test_many_run_beside_each_other_up_to_the_bound() -> None:
+    running, most = 0, 0
+
+    async def classify(conversation, table):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        return CHAT
+
+    router = Router(TABLE, Broken(classify), cache_size=0)
+    assert len(router.decide_many([f"hi {i}" for i in range(40)], concurrency=8)) == 40
+    assert most == 8
+    asyncio.run(router.aclose())
+
+
+async def test_many_are_decided_in_a_running_loop_as_in_a_notebook() -> None:
+    router, _ = router_of(CHAT)
+    assert [decision.route for decision in router.decide_many(["hi", "ho"])] == ["chat", "chat"]
+    await router.aclose()
+
+
+def test_a_wrong_row_is_named_before_anything_is_decided() -> None:
+    router, classifier = router_of(CHAT)
+    with pytest.raises(InvalidRequest, match=r"^row 2: messages\[0\]\.role: ") as caught:
+        router.decide_many(["hi", "ho", [{"role": "nobody", "content": "hi"}], float("nan")])
+    assert caught.value.param == "messages[0].role"
+    assert caught.value.message == str(caught.value)
+    assert classifier.seen == []
+
+
+def test_a_row_that_cannot_be_decided_is_named() -> None:
+    router, _ = router_of(CHAT)
+    with pytest.raises(UnknownModel, match=r"^row 1: there is no model 'nope'"):
+        router.decide_many(["hi", {"messages": [{"role": "user", "content": "hi"}], "model": "nope"}, "ho"])
+    asyncio.run(router.aclose())
+
+
+def test_errors_can_stand_in_the_place_of_their_rows() -> None:
+    router, _ = router_of(CHAT)
+    body = {"messages": [{"role": "user", "content": "hi"}], "model": "nope"}
+    first, second, third, last = router.decide_many(["hi", None, body, "ho"], return_errors=True)
+    assert first.route == last.route == "chat"
+    assert isinstance(second, InvalidRequest)
+    assert second.message.startswith("row 1: ")
+    assert isinstance(third, UnknownModel)
+    assert third.message.startswith("row 2: ")
+    asyncio.run(router.aclose())
+
+
+@pytest.mark.parametrize("one", ["hi", {"messages": [{"role": "user", "content": "hi"}]}])
+def test_one_request_is_not_many(one) -> None:
+    with pytest.raises(InvalidRequest, match="decide_sync"):
+        router_of(CHAT)[0].decide_many(one)
+
+
+def test_who_stops_waiting_stops_the_work() -> None:
+    stopped = threading.Event()
+    started = threading.Event()
+
+    async def classify(conversation, table):
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+
+    router = Router(TABLE, Broken(classify))
+
+    def interrupt() -> None:
+        started.wait(20)
+        time.sleep(0.5)  # until the caller waits for the result; it has only just handed the work over
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        router.decide_many(["hi"])
+    thread.join()
+    assert stopped.wait(20)
     asyncio.run(router.aclose())

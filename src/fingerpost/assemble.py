@@ -14,6 +14,7 @@ from fingerpost.classifiers.arch import Arch
 from fingerpost.classifiers.chain import Chain, Link
 from fingerpost.classifiers.fixed import Fixed
 from fingerpost.classifiers.rules import Rule, Rules
+from fingerpost.classifiers.systemone import SystemOne
 from fingerpost.clients import Client, Ledger
 from fingerpost.clients.keys import Keys
 from fingerpost.clients.local import Local
@@ -30,6 +31,7 @@ from fingerpost.config.shape import (
     LimitsConfig,
     RuleConfig,
     RulesConfig,
+    SystemOneConfig,
     to_backend,
     to_client,
     to_route,
@@ -84,10 +86,13 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
             # Imported here: its runtime takes a moment to load, and a gateway without it need not wait.
             from fingerpost.classifiers.embedded import Embedded
 
-            return Embedded()
+            return Embedded(threads=config.threads)
         case ArchConfig():
             backend = Backend("arch", config.model, config.url.rstrip("/"), config.key or None)
             return Arch(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
+        case SystemOneConfig():
+            backend = Backend("systemone", config.model, config.url, config.key or None)
+            return SystemOne(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
         case RulesConfig():
             return Rules([_rule(rule) for rule in config.rules])
         case FixedConfig():

@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     init = command("init", _init, "Write a commented fingerpost.yaml.")
     init.add_argument("file", nargs="?", default="fingerpost.yaml")
     init.add_argument("--force", action="store_true", help="overwrite the file if it is there")
+    import_ = command("import", _import, "Turn another router's configuration into a fingerpost.yaml.")
+    import_.add_argument("kind", choices=("litellm", "semantic-router", "switchyard"))
+    import_.add_argument("file", help="LiteLLM's config.yaml, semantic-router's router file, or Switchyard's deployment TOML")
+    import_.add_argument("-o", "--out", metavar="FILE", help="where to write it; standard output unless given")
+    import_.add_argument("--force", action="store_true", help="overwrite the file if it is there")
     check = command("check", _check, "Print what a configuration says, or everything that is wrong with it.")
     _add_file(check)
     command("schema", _schema, "Print the JSON Schema of fingerpost.yaml.")
@@ -141,6 +146,23 @@ def _init(arguments: argparse.Namespace) -> int:
         return 2
     shutil.copyfile(assemble.DEFAULT_FILE, arguments.file)
     print(f"wrote {arguments.file}; next: fingerpost check {arguments.file}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from fingerpost.config.importers import convert
+
+    if arguments.out and Path(arguments.out).exists() and not arguments.force:
+        print(f"{arguments.out} is there already; --force overwrites it", file=sys.stderr)
+        return 2
+    text, notes = convert(arguments.kind, arguments.file)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.out:
+        Path(arguments.out).write_text(text, encoding="utf-8")
+        print(f"wrote {arguments.out}; next: fingerpost check {arguments.out}")
+    else:
+        print(text, end="")
     return 0
 
 

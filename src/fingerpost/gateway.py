@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from fingerpost.attempts import Attempts, Trail
-from fingerpost.chat import ChatRequest
+from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, UpstreamError, UpstreamTimeout
 from fingerpost.observers import Observer
-from fingerpost.records import Decision, Exchange, Outcome, Usage
+from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
-from fingerpost.routes import EVERYTHING, Backend
+from fingerpost.routes import EVERYTHING, Backend, RouteTable
 from fingerpost.upstreams import Call, Headers, Reply, Upstream, Upstreams
 from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader
@@ -32,6 +32,9 @@ STOPPED_REPLY_HEADERS = frozenset({
     b"upgrade", b"set-cookie", b"alt-svc", b"strict-transport-security",
 })  # fmt: skip
 """Reply headers that stop here: hop-by-hop ones (RFC 9110, section 7.6.1) and those that speak for the backend's host."""
+
+Parse = Callable[[bytes], ChatRequest]
+"""What reads a request out of a body."""
 
 _log = logging.getLogger("fingerpost.gateway")
 
@@ -76,14 +79,20 @@ class Gateway:
         self._clock = clock
 
     async def decide(
-        self, body: bytes, request_id: str = "", *, model: str | None = None, visit: Visit | None = None
+        self,
+        body: bytes,
+        request_id: str = "",
+        *,
+        model: str | None = None,
+        visit: Visit | None = None,
+        parse: Parse = ChatRequest.parse,
     ) -> tuple[ChatRequest, Decision]:
-        """A chat body's request and its decision, carrying nothing; `model` overrides what the body names.
+        """A body's request and its decision, carrying nothing; `model` overrides what the body names.
 
-        Raises what `ChatRequest.parse`, `Visit.admit` and `Router.decide` raise.
+        Raises what `parse`, `Visit.admit` and `Router.decide` raise.
         """
         with self._telling(request_id, visit) as story:
-            request = ChatRequest.parse(body)
+            request = parse(body)
             if model is not None:
                 request = replace(request, model=model)
             story.stream = request.stream
@@ -92,6 +101,20 @@ class Gateway:
             story.decision = await self.router.decide(request, visit.client.access if visit else EVERYTHING)
             story.status, story.outcome = 200, "completed"
             return request, story.decision
+
+    async def believe(
+        self, asked: Sequence[tuple[Conversation, RouteTable]], request_id: str = "", visit: Visit | None = None
+    ) -> list[Verdict]:
+        """What the classifier believes about each conversation and table, told as one exchange without a decision.
+
+        Raises what `Visit.admit` and `Router.believe` raise.
+        """
+        with self._telling(request_id, visit) as story:
+            if visit is not None:
+                await visit.admit(0)
+            verdicts = [await self.router.believe(conversation, table) for conversation, table in asked]
+            story.status, story.outcome = 200, "completed"
+            return verdicts
 
     def refuse(self, error: FingerpostError | None, request_id: str = "", visit: Visit | None = None) -> None:
         """Tells the observers of a request that ended before it was read: refused, or (None) left by its client."""

@@ -6,15 +6,16 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from fingerpost import policy
-from fingerpost.chat import ChatRequest, RequestedRoute
+from fingerpost.chat import ChatRequest, Conversation, RequestedRoute
 from fingerpost.classifiers import Classifier, ask
-from fingerpost.errors import ConfigError, InvalidRequest
+from fingerpost.errors import ClassifierError, ConfigError, FingerpostError, InvalidRequest
 from fingerpost.records import Decision, Verdict
 from fingerpost.routes import AUTO, EVERYTHING, OTHER, Access, Route, RouteTable
 
@@ -23,6 +24,9 @@ MAX_REQUESTED_ROUTES = 500
 
 MAX_REQUESTED_EXAMPLES = 2_000
 """Examples of all those routes together, for the same reason."""
+
+Request = ChatRequest | Mapping[str, Any] | Sequence[Any] | str
+"""What can be decided: a ChatRequest, a chat body, a list of messages, or one user message as text."""
 
 Value = TypeVar("Value")
 
@@ -54,6 +58,20 @@ class Router:
         self._thread: _LoopThread | None = None
         self._starting = threading.Lock()
 
+    @classmethod
+    def from_file(cls, path: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Router:
+        """A router that decides by a configuration file, or by the default routes; needs none of the file's API keys.
+
+        `environ` replaces the process's environment for `${NAME}`.
+
+        Raises:
+            ConfigError: everything that is wrong with the file.
+        """
+        # What builds from a configuration knows all classes and stands further out; this name is where users look for it.
+        from fingerpost import assemble
+
+        return assemble.load_router(path or assemble.DEFAULT_FILE, environ)
+
     async def prepare(self) -> None:
         """Gets the classifier ready for this router's routes, so that the first request does not wait for it."""
         await self.classifier.prepare(self.table)
@@ -62,9 +80,7 @@ class Router:
         """Shares the verdicts that another router remembers; it must have the same classifier. Tables are told apart."""
         self._verdicts = other._verdicts
 
-    async def decide(
-        self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str, access: Access = EVERYTHING
-    ) -> Decision:
+    async def decide(self, request: Request, access: Access = EVERYTHING) -> Decision:
         """The decision for a request: a ChatRequest, a chat body, a list of messages, or one user message as text.
 
         What the client may use (`access`) is looked at after the verdict, so that clients can share remembered verdicts.
@@ -82,17 +98,55 @@ class Router:
             # Their names are the client's own to choose; which backends it may reach by them is not.
             table, access = self._table_of(request.routes), Access(backends=access.backends)
         if request.model == AUTO:
-            verdict, why_not, cached = await self._verdict(request, table)
+            verdict, why_not, cached = await self._verdict(request.conversation, table)
             decision = policy.choose(table, request.needs, verdict, why_not, access)
         else:
             decision, cached = policy.obey(table, request.needs, request.model, access), False
         return replace(decision, elapsed=self._clock() - start, cached=cached)
 
-    def decide_sync(self, request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str) -> Decision:
+    async def believe(self, conversation: Conversation, table: RouteTable) -> Verdict:
+        """What the classifier believes about the routes of a table that is not this router's own; nothing is decided.
+
+        Raises:
+            ClassifierError: it has no verdict.
+        """
+        verdict, why_not, _ = await self._verdict(conversation, table)
+        if verdict is None:
+            raise ClassifierError(why_not)
+        return verdict
+
+    def decide_sync(self, request: Request) -> Decision:
         """`decide` for code without an event loop; works beside a running one too (a notebook's, for example)."""
-        with self._starting:
-            thread = self._thread = self._thread or _LoopThread()
-        return thread.run(self.decide(request))
+        return self._beside().run(self.decide(request))
+
+    @overload
+    def decide_many(
+        self, requests: Iterable[Request], *, concurrency: int = ..., return_errors: Literal[False] = ...
+    ) -> list[Decision]: ...
+
+    @overload
+    def decide_many(
+        self, requests: Iterable[Request], *, concurrency: int = ..., return_errors: bool
+    ) -> list[Decision | FingerpostError]: ...
+
+    def decide_many(
+        self, requests: Iterable[Request], *, concurrency: int = 16, return_errors: bool = False
+    ) -> Sequence[Decision | FingerpostError]:
+        """The decisions for many requests in their order, `concurrency` at a time: rows of a file, a data frame's column.
+
+        Waits for them like `decide_sync`. With `return_errors` a row that cannot be decided has its error in its place.
+
+        Raises:
+            FingerpostError: what `decide` raises, for the first such row; its message names the row, counted from 0. All
+                rows are read before the first is decided.
+        """
+        if isinstance(requests, str | Mapping):
+            raise InvalidRequest("this is one request and not many; decide_sync takes one")
+        read = [_try_as_request(request, row) for row, request in enumerate(requests)]
+        wrong = [result for result in read if isinstance(result, FingerpostError)]
+        if wrong and not return_errors:
+            raise wrong[0]
+        return self._beside().run(self._decide_all(read, concurrency, return_errors))
 
     async def aclose(self) -> None:
         """Closes the classifier."""
@@ -101,9 +155,39 @@ class Router:
             thread.close(self.classifier.aclose())  # what it opened in that thread's loop, it can only close there
         await self.classifier.aclose()
 
-    async def _verdict(self, request: ChatRequest, table: RouteTable) -> tuple[Verdict | None, str, bool]:
+    def _beside(self) -> _LoopThread:
+        with self._starting:
+            thread = self._thread = self._thread or _LoopThread()
+        return thread
+
+    async def _decide_all(
+        self, read: list[ChatRequest | FingerpostError], concurrency: int, return_errors: bool
+    ) -> list[Decision | FingerpostError]:
+        results: dict[int, Decision | FingerpostError] = {}
+        rows = iter(enumerate(read))
+
+        async def work() -> None:
+            for row, request in rows:
+                if isinstance(request, FingerpostError):
+                    results[row] = request
+                    continue
+                try:
+                    results[row] = await self.decide(request)
+                except FingerpostError as error:
+                    results[row] = _of_row(error, row)
+                    if not return_errors:
+                        raise
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(read))):
+                    group.create_task(work())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [results[row] for row in range(len(read))]
+
+    async def _verdict(self, conversation: Conversation, table: RouteTable) -> tuple[Verdict | None, str, bool]:
         """The verdict or why there is none, and whether it was remembered."""
-        conversation = request.conversation
         seen = tuple(conversation.metadata.get(key) for key in self._keyed_metadata)
         key = (conversation.digest, table.digest, bool(conversation.tools), seen)
         remembered = self._verdicts.get(key)
@@ -126,7 +210,21 @@ class Router:
         return table
 
 
-def _as_request(request: ChatRequest | Mapping[str, Any] | Sequence[Any] | str) -> ChatRequest:
+def _try_as_request(request: Request, row: int) -> ChatRequest | FingerpostError:
+    try:
+        return _as_request(request)
+    except FingerpostError as error:
+        return _of_row(error, row)
+
+
+def _of_row(error: FingerpostError, row: int) -> FingerpostError:
+    """The error, saying which row it is about."""
+    error.message = f"row {row}: {error.message}"
+    error.args = (error.message,)
+    return error
+
+
+def _as_request(request: Request) -> ChatRequest:
     if isinstance(request, ChatRequest):
         return request
     if isinstance(request, Mapping) or hasattr(request, "model_dump"):
@@ -187,8 +285,14 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Value]) -> Value:
-        future: Future[Value] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result()
+        future: Future[Value] | None = None
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            return future.result()
+        except BaseException:  # Ctrl-C, say: nobody waits for the rest
+            if future is not None:
+                future.cancel()
+            raise
 
     def close(self, work: Coroutine[Any, Any, None]) -> None:
         try:

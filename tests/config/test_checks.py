@@ -24,12 +24,13 @@ FULL = {
     "rules": [{"route": "other", "image": True, "keywords": ["a"], "longer_than": 1, "tools": True, "metadata": {"a": "b"}}],
     "classifier": {"use": "chain", "threshold": 0.1, "of": [
         "embedded",
-        {"use": "embedded", "threshold": 0.5},
+        {"use": "embedded", "threshold": 0.5, "threads": 2},
         {"use": "arch", "url": "http://x", "model": "m", "key": "k", "deadline": 1.0, "budget": 100, "threshold": 0.1},
         {"use": "rules", "rules": [{"route": "other"}], "threshold": 0.1},
         {"use": "fixed", "route": "other", "confidence": 0.5},
         {"use": "my.module:build", "options": {"a": 1}},
         {"use": "chain", "of": ["embedded", {"use": "fixed", "route": "other"}]},
+        {"use": "systemone", "url": "http://x", "model": "m", "key": "k", "deadline": 1.0, "budget": 100, "threshold": 0.1},
     ]},
     "server": {"host": "h", "port": 1, "max_body": 1, "retries": 1, "deadline": 1.0, "drain": 1.0, "cache": 1},
 }  # fmt: skip
@@ -163,7 +164,7 @@ def test_a_classifier_that_does_not_exist_is_answered_with_those_that_do(path, v
     where = text_of(path) if path[-1] == "use" else f"{text_of(path)}.use"
 
     assert wrong(changed(FULL, path, value)) == [
-        (where, "no such classifier", "Use embedded, arch, rules, fixed, chain, or an import string my.module:build")
+        (where, "no such classifier", "Use embedded, arch, systemone, rules, fixed, chain, or an import string my.module:build")
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -62,15 +63,7 @@ def read(path: str | Path) -> Source:
     Raises:
         ConfigError: it is not there, not readable, or not YAML.
     """
-    file = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError([Problem("", f"there is no file {file}", "`fingerpost init` writes one")]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError([Problem("", f"this is not text in UTF-8: {error}", "Save it as UTF-8", file)]) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError([Problem("", f"{file} cannot be read: {error}")]) from None
+    file, text = str(path), _text_of(path)
     if file.endswith(".json"):
         text = text.replace("\t", " ")  # YAML knows no tabs between tokens, and within JSON's strings there are none
     try:
@@ -86,6 +79,30 @@ def read(path: str | Path) -> Source:
     except RecursionError:
         what = "this is nested too deeply, or an alias refers to what it stands in"
         raise ConfigError([Problem("", what, file=file)]) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The data of a TOML file.
+
+    Raises:
+        ConfigError: it is not there, not readable, or not TOML.
+    """
+    try:
+        return tomllib.loads(_text_of(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError([Problem("", f"this is not TOML: {error}", file=str(path))]) from None
+
+
+def _text_of(path: str | Path) -> str:
+    file = str(path)
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError([Problem("", f"there is no file {file}", "`fingerpost init` writes one")]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem("", f"this is not text in UTF-8: {error}", "Save it as UTF-8", file)]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem("", f"{file} cannot be read: {error}")]) from None
 
 
 def _parsed(file: str, text: str) -> Source:

@@ -175,6 +175,9 @@ class EmbeddedConfig(Section):
     """The built-in classifier."""
 
     use: Literal["embedded"]
+    threads: int | None = Field(
+        None, ge=1, le=256, description="Conversations read at once; one for each CPU core unless given."
+    )
     threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
 
 
@@ -193,6 +196,28 @@ class ArchConfig(Section):
     @classmethod
     def _is_http(cls, url: str) -> str:
         return base_url(url)
+
+    @field_validator("key", "model")
+    @classmethod
+    def _is_one_line(cls, value: str | None) -> str | None:
+        return one_line(value) if value else value
+
+
+class SystemOneConfig(Section):
+    """A decision model behind `/v1/systemone`, such as Jev or another fingerpost."""
+
+    use: Literal["systemone"]
+    url: str = Field(description="The server's base URL, such as http://localhost:8080; /v1/systemone is appended.")
+    model: str = Field(description="The model name sent upstream.")
+    key: str | None = Field(None, repr=False, description="The API key, where the server wants one.")
+    deadline: float | None = Field(1.0, gt=0, description="Seconds to wait for its verdict.")
+    budget: int = Field(2048, ge=64, description="Tokens (estimated) that the conversation may take in its question.")
+    threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        return base_url(url).removesuffix("/v1")
 
     @field_validator("key", "model")
     @classmethod
@@ -236,7 +261,8 @@ class ChainConfig(Section):
 
 
 BY_USE: Mapping[str, type[Section]] = {
-    "embedded": EmbeddedConfig, "arch": ArchConfig, "rules": RulesConfig, "fixed": FixedConfig, "chain": ChainConfig,
+    "embedded": EmbeddedConfig, "arch": ArchConfig, "systemone": SystemOneConfig, "rules": RulesConfig, "fixed": FixedConfig,
+    "chain": ChainConfig,
 }  # fmt: skip
 
 
@@ -250,11 +276,12 @@ def kind_of(value: Any) -> str:
     return use if isinstance(use, str) and use in BY_USE else "imported"
 
 
-ClassifierConfig = EmbeddedConfig | ArchConfig | RulesConfig | FixedConfig | ChainConfig | ImportedConfig
+ClassifierConfig = EmbeddedConfig | ArchConfig | SystemOneConfig | RulesConfig | FixedConfig | ChainConfig | ImportedConfig
 
 _Classifier = Annotated[
     Annotated[EmbeddedConfig, Tag("embedded")]
     | Annotated[ArchConfig, Tag("arch")]
+    | Annotated[SystemOneConfig, Tag("systemone")]
     | Annotated[RulesConfig, Tag("rules")]
     | Annotated[FixedConfig, Tag("fixed")]
     | Annotated[ChainConfig, Tag("chain")]

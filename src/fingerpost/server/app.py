@@ -23,7 +23,8 @@ from fingerpost.gateway import Answer, is_event_stream
 from fingerpost.policy import usable_names
 from fingerpost.records import Decision
 from fingerpost.routes import AUTO, EVERYTHING, Backend
-from fingerpost.server import auth, sfc
+from fingerpost.server import auth, sfc, systemone
+from fingerpost.server import decision as switchyard
 from fingerpost.server.upkeep import Upkeep
 
 Scope = MutableMapping[str, Any]
@@ -57,6 +58,8 @@ class App:
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/route"): self._route,
             ("POST", "/sfc_router/chat/completions"): self._sfc,
+            ("POST", "/v1/systemone"): self._systemone,
+            ("POST", "/v1/decision"): self._decision,
             ("GET", "/v1/models"): self._models,
             ("GET", "/health"): self._health,
             ("GET", "/livez"): self._health,
@@ -187,6 +190,23 @@ class App:
         kind, content = sfc.answer(decision, request_id.decode(), int(self._now()), stream=request.stream)
         headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
         await _send_bytes(send, 200, content, [(b"content-type", kind), *headers])
+
+    async def _systemone(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+        body = await self._body(scope, receive, request_id)
+        try:
+            asked = systemone.read(body)
+        except InvalidRequest as error:
+            self.world.gateway.refuse(error, request_id.decode(), scope["visit"])
+            raise
+        verdicts = await self.world.gateway.believe(asked.tables, request_id.decode(), scope["visit"])
+        headers = [(b"x-fingerpost-request-id", request_id), *_limit_headers(scope["visit"])]
+        await _send_json(send, 200, systemone.answer(asked, verdicts), headers)
+
+    async def _decision(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+        body = await self._body(scope, receive, request_id)
+        _, decision = await self.world.gateway.decide(body, request_id.decode(), visit=scope["visit"], parse=switchyard.read)
+        headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
+        await _send_json(send, 200, switchyard.answer(decision), headers)
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         visit: Visit | None = scope["visit"]

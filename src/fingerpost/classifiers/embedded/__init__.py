@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -32,15 +33,17 @@ _KEPT_TABLES = 64
 class Embedded:
     """Reads with the trained encoder; what it computes for a table is kept by the table's digest.
 
-    Encoding runs in `threads` worker threads, so that a decision never blocks the event loop.
+    Encoding runs in `threads` worker threads, one for each CPU core unless given, so that a decision never blocks the event
+    loop. Each conversation is encoded by itself: the graph's activations are quantised per batch, so beside others it would
+    get another verdict.
     """
 
     name = "embedded"
     deadline: float | None = None
 
-    def __init__(self, artifact: Path = ARTIFACT, threads: int = 1) -> None:
+    def __init__(self, artifact: Path = ARTIFACT, threads: int | None = None) -> None:
         self._artifact = artifact
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="fingerpost-embedded")
+        self._workers = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="fingerpost-embedded")
         self._tables: OrderedDict[bytes, tuple[Matcher, Clean]] = OrderedDict()
         self._lock = Lock()
 
@@ -118,3 +121,8 @@ class Embedded:
         seen = self._encoder.encode_many(laid).vectors
         lesson = teach(seen, [place for place, _ in examples], matcher.scores(seen), calibration, matcher.sharpness)
         return replace(matcher, lesson=lesson)
+
+
+def _cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
