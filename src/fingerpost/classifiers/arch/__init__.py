@@ -7,7 +7,7 @@ do. What it takes to talk to one is pure and lives beside this file: `prompt` wr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -50,12 +50,14 @@ class Arch:
         *,
         deadline: float | None = 0.25,
         budget: int = 2048,
+        constraints: Sequence[Constrain] = CONSTRAINTS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.deadline = deadline
         self._backend = backend
         self._upstream = upstream
         self._budget = budget
+        self._constraints = constraints
         self._clock = clock
         self._constraint = 0
 
@@ -86,14 +88,14 @@ class Arch:
                 "messages": [{"role": "user", "content": prompt}],
                 "max_tokens": MAX_ANSWER_TOKENS,
                 "temperature": 0,
-                **CONSTRAINTS[constraint](answers),
+                **self._constraints[constraint](answers),
             }
             try:
                 reply = await self._upstream.send(Call(self._backend, msgspec.json.encode(body)))
                 content = await reply.read(MAX_REPLY_BYTES)
             except UpstreamError as error:
                 raise ClassifierError(error.message) from None
-            if reply.status in (400, 422) and constraint + 1 < len(CONSTRAINTS):
+            if reply.status in (400, 422) and constraint + 1 < len(self._constraints):
                 constraint += 1
                 continue
             if reply.status == 200:
