@@ -3,7 +3,7 @@
 A Qwen2 of a million parameters that reads the very prompt of the `arch` classifier and answers `{"route": "name"}`. It
 routes better than chance, and no more than that: it is there to be served. It loads wherever Arch-Router-1.5B loads and
 speaks as it does, so that an inference server can be tested without a real model and without a GPU. Needs torch,
-transformers and tokenizers. The weights depend on how many steps the machine makes in the time.
+transformers and tokenizers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.classifiers.arch import answer_for
 from fingerpost.classifiers.arch.prompt import FORMAT_PROMPT, TASK_INSTRUCTION, render
 from fingerpost.routes import OTHER, Route
-from fingerpost.train.data import read_lines
 
 DATA = Path(__file__).parent / "data"
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 BEFORE, REST = TASK_INSTRUCTION.split("{routes}")
 BETWEEN, AFTER = REST.split("{conversation}")
-FIXED = (BEFORE, BETWEEN, AFTER + FORMAT_PROMPT)
+FRAMES = ('[{"name": "', '", "description": "', '"}, {"name": "', '[{"role": "user", "content": "', '"}]')
+SYSTEM = "system\nYou are a helpful assistant."
+FIXED = (BEFORE, BETWEEN, AFTER + FORMAT_PROMPT, *FRAMES, SYSTEM)
 """What is the same in every prompt: a token each, so that a small model's time goes into the rest."""
 
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,7 +49,7 @@ TEMPLATE = (
 )
 """Qwen2's chat template."""
 
-VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 3072, 128, 4, 4, 32768
+VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 4096, 128, 3, 4, 32768
 BATCH, RATE = 32, 3e-3
 
 
@@ -68,32 +69,48 @@ class Data:
     talks: list[Talk]
     sets: dict[str, dict[str, list[Route]]]
 
+    @property
+    def routes(self) -> list[list[Route]]:
+        """The wordings of every route of every set."""
+        return [wordings for routes in self.sets.values() for wordings in routes.values()]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
 
 def load(split: str) -> Data:
-    """English conversations of moderate length, with their route sets."""
+    """Short English requests, with their route sets; of the routes' wordings the short ones."""
     sets = {}
     for row in read_lines(DATA / "route_sets.jsonl"):
         if row["split"] == split:
-            wordings = [[Route(w["name"], w["description"]) for w in route["wordings"]] for route in row["routes"]]
-            sets[row["set"]] = {routes[0].name: routes for routes in wordings}
+            sets[row["set"]] = {route["wordings"][0]["name"]: _short(route["wordings"]) for route in row["routes"]}
     talks = []
     for row in read_lines(DATA / "conversations.jsonl"):
-        if row["set"] in sets and row["lang"] == "en" and len(str(row["messages"])) < 500:
+        if row["set"] in sets and row["lang"] == "en" and len(row["messages"]) == 1 and len(str(row["messages"])) < 110:
             right = () if row["route"] == OTHER else (row["route"], *row["also"])
             talks.append(Talk(ChatRequest.from_messages(row["messages"]).conversation, row["set"], right))
+    random.Random(0).shuffle(talks)
     return Data(talks, sets)
 
 
-def pose(talk: Talk, data: Data, rng: random.Random, count: int) -> tuple[str, list[str], str]:
-    """A prompt with `count` candidate routes, their names with `other`, and the right one's."""
-    chosen = [rng.choice(talk.right)] if talk.right else []
-    others = [name for name in data.sets[talk.set] if name not in talk.right]
-    chosen += rng.sample(others, min(count - len(chosen), len(others)))
-    routes = {name: rng.choice(data.sets[talk.set][name]) for name in chosen}
-    right = routes[chosen[0]].name if talk.right else OTHER
-    candidates = list(routes.values())
+def _short(wordings: list[dict[str, str]]) -> list[Route]:
+    routes = sorted((Route(w["name"], w["description"]) for w in wordings), key=lambda route: len(route.description))
+    return [route for route in routes if len(route.description) < 70] or routes[:1]
+
+
+def pose(talk: Talk, data: Data, others: list[list[Route]], rng: random.Random, count: int) -> tuple[str, list[str], str]:
+    """A prompt with `count` routes, the right one and some of `others`; their names with `other`; the right name."""
+    right = rng.choice(data.sets[talk.set][rng.choice(talk.right)]) if talk.right else None
+    candidates = [right] if right else []
+    while len(candidates) < count:
+        route = rng.choice(rng.choice(others))
+        if route.name not in [OTHER, *(one.name for one in candidates)]:
+            candidates.append(route)
     rng.shuffle(candidates)
-    return render(talk.conversation, candidates, 2048)[0], [*(route.name for route in candidates), OTHER], right
+    names = [*(route.name for route in candidates), OTHER]
+    return render(talk.conversation, candidates, 2048)[0], names, right.name if right else OTHER
 
 
 def make_tokenizer(data: Data) -> PreTrainedTokenizerFast:
@@ -105,7 +122,8 @@ def make_tokenizer(data: Data) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END, START, STOP])
     rng = random.Random(0)
-    posed = [pose(talk, data, rng, 2) for talk in data.talks]
+    others = data.routes
+    posed = [pose(talk, data, others, rng, 2) for talk in data.talks]
     texts = [part for prompt, _, right in posed for part in (_changing(prompt), answer_for(right))]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(FIXED),
@@ -113,7 +131,7 @@ def make_tokenizer(data: Data) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, "system\nYou are a helpful assistant.\nuser\nassistant\n"], trainer)
+    tokenizer.train_from_iterator([*texts, "user\nassistant\n"], trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in FIXED])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=STOP, pad_token=END, chat_template=TEMPLATE, model_max_length=CONTEXT
@@ -152,10 +170,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 
 def batches(data: Data, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """For ever: token ids, and the targets, -100 except where the answer stands; rows of like length together."""
+    others = data.routes
     while True:
         rows = []
         for talk in rng.sample(data.talks, BATCH * 16):
-            prompt, _, right = pose(talk, data, rng, rng.randint(2, 5))
+            prompt, _, right = pose(talk, data, others, rng, rng.randint(2, 3))
             rows.append((encode(tokenizer, prompt), tokenizer.encode(answer_for(right) + STOP)))
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         groups = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
@@ -170,16 +189,13 @@ def batches(data: Data, tokenizer: PreTrainedTokenizerFast, rng: random.Random) 
             yield ids, targets
 
 
-def fit(model: Qwen2ForCausalLM, data: Data, tokenizer: PreTrainedTokenizerFast, seconds: float) -> None:
-    """Trains for that long; the learning rate follows a cosine over the time."""
+def fit(model: Qwen2ForCausalLM, data: Data, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+    """Trains; the learning rate rises for 100 steps and then follows a cosine."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    start, step, seen = time.perf_counter(), 0, 0.0
-    for ids, targets in batches(data, tokenizer, random.Random(1)):
-        done = (time.perf_counter() - start) / seconds
-        if done >= 1:
-            break
+    start, seen = time.perf_counter(), 0.0
+    for step, (ids, targets) in zip(range(steps), batches(data, tokenizer, random.Random(1)), strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done))
+            group["lr"] = RATE * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         hidden = model.model(input_ids=ids).last_hidden_state
         asked = targets != -100
         loss = cross_entropy(model.lm_head(hidden[asked]), targets[asked])
@@ -187,9 +203,10 @@ def fit(model: Qwen2ForCausalLM, data: Data, tokenizer: PreTrainedTokenizerFast,
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        step, seen = step + 1, 0.98 * seen + 0.02 * loss.item()
-        if step % 200 == 0:
-            print(f"step {step}, {done:.0%}, loss {seen / (1 - 0.98**step):.3f}", flush=True)
+        seen = 0.98 * seen + 0.02 * loss.item()
+        if step % 100 == 99:
+            average = seen / (1 - 0.98 ** (step + 1))
+            print(f"step {step + 1} of {steps}, loss {average:.3f}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 @torch.no_grad()
@@ -197,16 +214,16 @@ def measure(model: Qwen2ForCausalLM, data: Data, tokenizer: PreTrainedTokenizerF
     """How often the most probable candidate is right, what guessing would give, and how often free text is a valid answer."""
     rng = random.Random(2)
     right, chance, valid = 0, 0.0, 0
-    talks = rng.sample([talk for talk in data.talks if talk.right], rows)
+    others, talks = data.routes, rng.sample([talk for talk in data.talks if talk.right], rows)
     for number, talk in enumerate(talks):
-        prompt, names, wanted = pose(talk, data, rng, count)
+        prompt, names, wanted = pose(talk, data, others, rng, count)
         ids = encode(tokenizer, prompt)
         right += max(names, key=lambda name: _likelihood(model, ids, tokenizer.encode(answer_for(name) + STOP))) == wanted
         chance += 1 / len(names)
-        if number < 50:
+        if number < 20:
             made = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :]
             valid += _is_answer(tokenizer.decode(made, skip_special_tokens=True))
-    return {"rows": rows, "right": right / rows, "chance": chance / rows, "valid": valid / min(50, rows)}
+    return {"rows": rows, "right": right / rows, "chance": chance / rows, "valid": valid / min(20, rows)}
 
 
 def _likelihood(model: Qwen2ForCausalLM, prompt: list[int], answer: list[int]) -> float:
@@ -226,16 +243,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, measures, saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("into", type=Path, help="the folder to write the model to")
-    parser.add_argument("--minutes", type=float, default=8.0, help="how long to train (%(default)s)")
+    parser.add_argument("--steps", type=int, default=2500, help="how long to train (%(default)s)")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    data = load("train")
+    # On a busy machine two threads that wait for each other are slower than one that does not.
+    torch.set_num_threads(1)
+    data, unseen = load("train"), load("unseen")
+    held_out, data = replace(data, talks=data.talks[:1000]), replace(data, talks=data.talks[1000:])
     tokenizer = make_tokenizer(data)
     model = make_model(tokenizer)
     print(f"{len(data.talks)} conversations, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    fit(model, data, tokenizer, options.minutes * 60)
+    fit(model, data, tokenizer, options.steps)
     model.eval()
-    figures = {f"{count} routes": measure(model, load("unseen"), tokenizer, 300, count) for count in (2, 4)}
+    figures = {
+        f"{count} {kind} routes": measure(model, data, tokenizer, 200, count)
+        for kind, data in (("known", held_out), ("unseen", unseen))
+        for count in (2, 3)
+    }
     print(json.dumps(figures, indent=1))
     model.to(torch.bfloat16).save_pretrained(options.into)
     tokenizer.save_pretrained(options.into)

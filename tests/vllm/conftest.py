@@ -29,15 +29,19 @@ FLAGS = ["--served-model-name", MODEL, "--host", "127.0.0.1", "--enforce-eager",
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="write what the server says to tests/golden/vllm")
+    parser.addoption("--port", type=int, help="ask the vLLM that listens there; without it, one is started")
 
 
 class Vllm:
-    """The server as a process group of its own, which a signal reaches whole."""
+    """The server as a process group of its own, which a signal reaches whole; or one that somebody else has started."""
 
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+    def __init__(self, port: int | None = None) -> None:
+        if port is None:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+        self.port = port
+        self.root = f"http://127.0.0.1:{self.port}"
+        self.url = f"{self.root}/v1"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -46,11 +50,15 @@ class Vllm:
         with (ROOT / "build/vllm.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT / "build", start_new_session=True)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it may be killed."""
+        return self._process is not None
+
     def is_ready(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, "vLLM ended; see build/vllm.log"
+        assert self._process is None or self._process.poll() is None, "vLLM ended; see build/vllm.log"
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.root}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -71,11 +79,11 @@ class Vllm:
 
     def metric(self, name: str) -> float:
         """The sum of a counter over its labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.root}/metrics", timeout=30) as answer:
             return sum(map(float, re.findall(rf"^{name}\{{[^}}]*\}} (\S+)$", answer.read().decode(), re.MULTILINE)))
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
+        request = urllib.request.Request(f"{self.root}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as answer:
             return dict(json.load(answer))
 
@@ -122,9 +130,11 @@ class Tap:
 
 
 @pytest.fixture(scope="session")
-def _vllm() -> Iterator[Vllm]:
-    server = Vllm()
-    server.start()
+def _vllm(request: pytest.FixtureRequest) -> Iterator[Vllm]:
+    port = request.config.getoption("--port")
+    server = Vllm(port)
+    if port is None:
+        server.start()
     yield server
     server.stop()
 
@@ -132,7 +142,7 @@ def _vllm() -> Iterator[Vllm]:
 @pytest.fixture
 def vllm(_vllm: Vllm, eventually: Callable[..., None]) -> Vllm:
     """The server, ready."""
-    eventually(_vllm.is_ready, seconds=400)
+    eventually(_vllm.is_ready, seconds=900)
     return _vllm
 
 

@@ -58,29 +58,29 @@ async def test_the_server_takes_the_strictest_constraint_at_the_first_try(vllm, 
 
 
 @pytest.mark.parametrize("text", TEXTS)
-async def test_probabilities_are_those_of_the_tokens_where_the_answers_part(vllm, arch_at, text):
-    """The same four answers, each put into the prompt and scored by the server."""
+async def test_probabilities_are_those_of_a_constrained_decoder(vllm, arch_at, text):
+    """Worked out from the model's own scores: of each token with which a name can begin, summed and made to add up to 1."""
     async with arch_at(vllm.url) as arch:
         verdict = await arch.classify(asked(text), TABLE)
     prompt = render(asked(text), TABLE.described, 2048)[0]
-    start = (
+    opening = tokens_of(
+        vllm,
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+        f'<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{{"route": "',
     )
-    opening = len(tokens_of(vllm, start + '{"route": "'))
-    scores = {}
-    for name in NAMES:
-        body = {"model": MODEL, "prompt": start + answer_for(name), "max_tokens": 1, "prompt_logprobs": 0, "temperature": 0}
-        scored = vllm.post("/completions", body)["choices"][0]["prompt_logprobs"]
-        (first,) = scored[opening].values()
-        scores[name] = math.exp(first["logprob"])
-    expected = {name: score / sum(scores.values()) for name, score in scores.items()}
+    beginnings = {name: [tokens_of(vllm, name[:end]) for end in range(1, len(name) + 1)] for name in NAMES}
+    tokens = {ids[0]: name for name, found in beginnings.items() for ids in found if len(ids) == 1}
+    body = {"model": MODEL, "prompt": [[*opening, token] for token in tokens], "max_tokens": 1, "prompt_logprobs": 0}
+    scored = await asyncio.to_thread(vllm.post, "/v1/completions", body)
+    mass = dict.fromkeys(NAMES, 0.0)
+    for choice, (token, name) in zip(scored["choices"], tokens.items(), strict=True):
+        mass[name] += math.exp(choice["prompt_logprobs"][-1][str(token)]["logprob"])
+    expected = {name: mass[name] / sum(mass.values()) for name in NAMES}
     assert verdict.probabilities == pytest.approx(expected, abs=0.02)
 
 
 def tokens_of(vllm, text: str) -> list[int]:
-    asked_for = {"model": MODEL, "prompt": text, "max_tokens": 1, "prompt_logprobs": 0}
-    return vllm.post("/completions", asked_for)["choices"][0]["prompt_logprobs"]
+    return vllm.post("/tokenize", {"model": MODEL, "prompt": text, "add_special_tokens": False})["tokens"]
 
 
 async def test_the_model_left_to_itself_answers_with_valid_json(vllm, arch_at):
@@ -88,7 +88,7 @@ async def test_the_model_left_to_itself_answers_with_valid_json(vllm, arch_at):
     async with arch_at(vllm.url, constraints=CONSTRAINTS[3:]) as arch:
         for text in [*TEXTS, *(" ".join(TEXTS[:n]) for n in range(2, 5))]:
             body = {"model": MODEL, "messages": [{"role": "user", "content": render(asked(text), TABLE.described, 2048)[0]}]}
-            answer = await asyncio.to_thread(vllm.post, "/chat/completions", {**body, "temperature": 0, "max_tokens": 64})
+            answer = await asyncio.to_thread(vllm.post, "/v1/chat/completions", {**body, "temperature": 0, "max_tokens": 64})
             seen.append(json.loads(answer["choices"][0]["message"]["content"])["route"])
             assert (await arch.classify(asked(text), TABLE)).route in NAMES
     assert all(isinstance(route, str) for route in seen)

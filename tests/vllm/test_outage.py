@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 
+import pytest
+
 from fingerpost.classifiers.arch import MODEL
 
 ASKED = {"model": "auto", "messages": [{"role": "user", "content": "Will it rain in Lisbon tomorrow?"}]}
@@ -15,6 +17,8 @@ ROUTES = [
 
 
 def test_a_server_killed_in_mid_question_costs_the_verdict_and_not_the_request(vllm, serving, eventually):
+    if not vllm.is_own:
+        pytest.skip("somebody else has started this server")
     one = serving(routes=ROUTES, classifier={"use": "arch", "url": vllm.url, "deadline": 60}, server={"cache": 0})
 
     def ask() -> None:
@@ -39,7 +43,7 @@ def test_a_server_killed_in_mid_question_costs_the_verdict_and_not_the_request(v
     assert "cannot connect" in one.told(3)[-1].decision.reason
 
     vllm.start()
-    eventually(vllm.is_ready, seconds=400)
+    eventually(vllm.is_ready, seconds=900)
     ask()
     assert answers[3][0] == 200
     assert one.told(4)[-1].decision.source == "arch"

@@ -70,6 +70,18 @@ async def test_a_recorded_error_is_no_verdict(name):
     with replay(RECORDED[name]) as fake, pytest.raises(ClassifierError) as caught:
         await asked(fake, RECORDED[name])
     assert caught.value.message == RECORDED[name]["error"]
+    assert ("does not fit" in caught.value.message) is (name == "too_long")
+
+
+async def test_a_prompt_that_does_not_fit_is_not_tried_with_other_constraints():
+    case = RECORDED["too_long"]
+    with replay(case) as fake:
+        backend = Backend("arch", case["model"], fake.url)
+        arch = Arch(backend, OpenAIUpstream(backend), budget=case["budget"])
+        with pytest.raises(ClassifierError, match="does not fit into its context"):
+            await arch.classify(ChatRequest.from_messages(case["messages"]).conversation, RouteTable((Route(OTHER),)))
+        await arch.aclose()
+    assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize("name", ["choice", "schema", "free"])
