@@ -50,7 +50,7 @@ TEMPLATE = (
 """Qwen2's chat template."""
 
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 4096, 128, 3, 4, 32768
-BATCH, RATE = 32, 3e-3
+BATCH, RATE = 16, 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def load(split: str) -> Data:
             sets[row["set"]] = {route["wordings"][0]["name"]: _short(route["wordings"]) for route in row["routes"]}
     talks = []
     for row in read_lines(DATA / "conversations.jsonl"):
-        if row["set"] in sets and row["lang"] == "en" and len(row["messages"]) == 1 and len(str(row["messages"])) < 110:
+        if row["set"] in sets and row["lang"] == "en" and len(row["messages"]) == 1 and len(str(row["messages"])) < 85:
             right = () if row["route"] == OTHER else (row["route"], *row["also"])
             talks.append(Talk(ChatRequest.from_messages(row["messages"]).conversation, row["set"], right))
     random.Random(0).shuffle(talks)
@@ -97,7 +97,7 @@ def load(split: str) -> Data:
 
 def _short(wordings: list[dict[str, str]]) -> list[Route]:
     routes = sorted((Route(w["name"], w["description"]) for w in wordings), key=lambda route: len(route.description))
-    return [route for route in routes if len(route.description) < 70] or routes[:1]
+    return [route for route in routes if len(route.description) < 50] or routes[:1]
 
 
 def pose(talk: Talk, data: Data, others: list[list[Route]], rng: random.Random, count: int) -> tuple[str, list[str], str]:
@@ -173,7 +173,7 @@ def batches(data: Data, tokenizer: PreTrainedTokenizerFast, rng: random.Random) 
     others = data.routes
     while True:
         rows = []
-        for talk in rng.sample(data.talks, BATCH * 16):
+        for talk in rng.sample(data.talks, BATCH * 32):
             prompt, _, right = pose(talk, data, others, rng, rng.randint(2, 3))
             rows.append((encode(tokenizer, prompt), tokenizer.encode(answer_for(right) + STOP)))
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))

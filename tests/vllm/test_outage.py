@@ -36,11 +36,11 @@ def test_a_server_killed_in_mid_question_costs_the_verdict_and_not_the_request(v
     vllm.signal(signal.SIGKILL)
     asking.join(30)
     assert answers[1] == (200, "other")
-    assert "arch gave no verdict (arch: the connection broke)" in one.told(2)[-1].decision.reason
+    assert "arch gave no verdict (arch: " in one.told(2)[-1].decision.reason
 
     ask()
     assert answers[2] == (200, "other")
-    assert "cannot connect" in one.told(3)[-1].decision.reason
+    assert "arch gave no verdict (arch: " in one.told(3)[-1].decision.reason
 
     vllm.start()
     eventually(vllm.is_ready, seconds=900)
