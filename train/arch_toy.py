@@ -177,8 +177,10 @@ def batches(data: Data, tokenizer: PreTrainedTokenizerFast, rng: random.Random) 
     while True:
         rows = []
         for talk in rng.sample(data.talks, BATCH * 32):
-            prompt, _, right = pose(talk, data, others, rng, rng.choice(COUNTS))
-            rows.append((encode(tokenizer, prompt), tokenizer.encode(answer_for(right) + STOP)))
+            prompt, names, right = pose(talk, data, others, rng, rng.choice(COUNTS))
+            # All names in order after the answer: nothing teaches better to copy them, and no server lets it come so far.
+            answers = "".join(answer_for(name) + STOP for name in (right, *names))
+            rows.append((encode(tokenizer, prompt), tokenizer.encode(answers)))
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         groups = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
         rng.shuffle(groups)

@@ -24,7 +24,7 @@ from fingerpost.router import Router
 from fingerpost.routes import OTHER, Backend, Route, RouteTable
 from fingerpost.testing import FakeBackend, FakeReply, Received
 from fingerpost.train.data import read_lines
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 DEADLINES = (0.05, 0.1, 0.25, 0.5, 1.0)
 WAYS = ("model alone", "in turn", "race")
@@ -80,7 +80,7 @@ async def _row(
     fake: FakeBackend, way: str, deadline: float, table: RouteTable, requests: Sequence[ChatRequest], at_once: int
 ) -> str:
     backend = Backend("arch", MODEL, fake.url)
-    arch, embedded = Arch(backend, OpenAIUpstream(backend), deadline=deadline), Embedded()
+    arch, embedded = Arch(backend, Http1Upstream(backend), deadline=deadline), Embedded()
     router = Router(table, _asked(way, arch, embedded), cache_size=0)
     await router.prepare()
     await embedded.prepare(table)

@@ -14,7 +14,7 @@ from fingerpost.records import Verdict
 from fingerpost.router import Router
 from fingerpost.routes import OTHER, Backend, Route, RouteTable
 from fingerpost.testing import FakeBackend, FakeReply, ScriptedClassifier
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 TABLE = RouteTable((Route("chat", "Chat."), Route("hard", "Hard."), Route(OTHER)))
 SURE = Verdict({"chat": 0.9, "other": 0.1}, "quick")
@@ -129,7 +129,7 @@ async def test_a_client_that_leaves_stops_all():
 async def test_a_loser_that_waits_for_a_server_cuts_its_call(eventually):
     with FakeBackend(FakeReply(hang=True)) as fake:
         backend = Backend("arch", MODEL, fake.url)
-        arch = Arch(backend, OpenAIUpstream(backend), deadline=None)
+        arch = Arch(backend, Http1Upstream(backend), deadline=None)
 
         class WhenAsked(ScriptedClassifier):
             async def classify(self, conversation, table):

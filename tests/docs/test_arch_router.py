@@ -83,6 +83,7 @@ def test_fingerpost_is_reached_and_checked_where_it_listens() -> None:
     assert any(mount.split(":")[1] == service["command"][1] for mount in service["volumes"])
     assert float(service["stop_grace_period"].rstrip("s")) > server.drain
     assert "OPENAI_API_KEY" in service["environment"]
+    assert (EXAMPLE / service["build"] / "Dockerfile").is_file()
 
 
 def test_arch_router_is_asked_where_it_is_served() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from fingerpost.classifiers.arch import MODEL, Arch
 from fingerpost.routes import Backend
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["HF_HUB_OFFLINE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"]
@@ -160,7 +160,7 @@ def arch_at() -> Callable[..., Any]:
     @asynccontextmanager
     async def open_one(url: str, model: str = MODEL, **options: Any):
         backend = Backend("arch", model, url)
-        classifier = Arch(backend, OpenAIUpstream(backend), **{"deadline": 120.0, **options})
+        classifier = Arch(backend, Http1Upstream(backend), **{"deadline": 120.0, **options})
         try:
             yield classifier
         finally:

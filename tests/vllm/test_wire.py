@@ -16,7 +16,7 @@ from fingerpost.classifiers.arch import CONSTRAINTS, MODEL
 from fingerpost.errors import ClassifierError
 from fingerpost.routes import Backend, Route, RouteTable
 from fingerpost.upstreams import Call
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 GOLDEN = Path(__file__).parents[1] / "golden/vllm"
 ROUTES = {
@@ -97,7 +97,7 @@ async def test_the_answers_to_the_classifier(tap, arch_at, request, name):
 @pytest.mark.parametrize("name", CALLS)
 async def test_the_answers_to_the_gateway(tap, request, name):
     backend = Backend("vllm", MODEL, tap.url)
-    upstream = OpenAIUpstream(backend)
+    upstream = Http1Upstream(backend)
     reply = await upstream.send(Call(backend, json.dumps(CALLS[name]).encode()))
     await reply.read(1 << 20)
     await upstream.aclose()

@@ -13,7 +13,7 @@ from fingerpost.classifiers.arch import CONSTRAINTS, Arch
 from fingerpost.errors import ClassifierError
 from fingerpost.routes import OTHER, Backend, Route, RouteTable
 from fingerpost.testing import FakeBackend, FakeReply
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 RECORDED = {
     file.stem: json.loads(file.read_text(encoding="utf-8"))
@@ -27,7 +27,7 @@ BODIES = {name: one["response"].partition("\r\n\r\n")[2] for name, one in RECORD
 async def asked(fake: FakeBackend, case: dict[str, Any]) -> dict[str, float]:
     backend = Backend("arch", case["model"], fake.url)
     number = case["constraint"]
-    arch = Arch(backend, OpenAIUpstream(backend), budget=case["budget"], constraints=CONSTRAINTS[number : number + 1])
+    arch = Arch(backend, Http1Upstream(backend), budget=case["budget"], constraints=CONSTRAINTS[number : number + 1])
     table = RouteTable(tuple(Route(*route) for route in case["routes"].items()))
     try:
         return dict((await arch.classify(ChatRequest.from_messages(case["messages"]).conversation, table)).probabilities)
@@ -77,7 +77,7 @@ async def test_a_prompt_that_does_not_fit_is_not_tried_with_other_constraints():
     case = RECORDED["too_long"]
     with replay(case) as fake:
         backend = Backend("arch", case["model"], fake.url)
-        arch = Arch(backend, OpenAIUpstream(backend), budget=case["budget"])
+        arch = Arch(backend, Http1Upstream(backend), budget=case["budget"])
         with pytest.raises(ClassifierError, match="does not fit into its context"):
             await arch.classify(ChatRequest.from_messages(case["messages"]).conversation, RouteTable((Route(OTHER),)))
         await arch.aclose()
