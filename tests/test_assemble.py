@@ -129,6 +129,12 @@ async def test_an_arch_server_may_want_no_key():
     assert "authorization" not in fake.requests[0].headers
 
 
+@pytest.mark.parametrize("race", [True, False])
+def test_a_chain_races_when_told_to(race):
+    assert classifier_of({"use": "chain", "race": race, "of": [FIXED]}).race is race
+    assert classifier_of({"use": "chain", "of": [FIXED]}).race is False
+
+
 def test_a_chain_has_its_links_with_their_thresholds():
     chain = classifier_of({"use": "chain", "of": [{**FIXED, "threshold": 0.75}, {"use": "chain", "of": [FIXED]}]})
     assert [(type(link.classifier), link.threshold) for link in chain.links] == [(Fixed, 0.75), (Chain, 0.0)]

@@ -98,7 +98,7 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
         case FixedConfig():
             return Fixed(config.route, config.confidence)
         case ChainConfig():
-            return Chain([Link(build_classifier(link), link.threshold) for link in config.of])
+            return Chain([Link(build_classifier(link), link.threshold) for link in config.of], race=config.race)
         case ImportedConfig():
             return _imported(config.use, config.options)
 

@@ -1,7 +1,8 @@
-"""Several classifiers, asked in order until one is sure enough: the quick one first, the slow one when it is unsure."""
+"""Several classifiers, asked in order until one is sure enough, or all at once: a quick one, and a slow one for hard cases."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,19 +20,28 @@ class Link:
     classifier: Classifier
     threshold: float = 0.0
 
+    def is_sure(self, verdict: Verdict | None) -> bool:
+        """Whether a verdict of this link ends the asking."""
+        return verdict is not None and verdict.confidence >= self.threshold
+
+
+Answer = tuple[Verdict | None, str]
+
 
 class Chain:
-    """Asks its links in order and takes the first verdict that reaches its threshold.
+    """Asks its links in order and takes the first verdict that reaches its threshold; with `race`, asks all of them at once.
 
-    When none does, the last verdict that was given counts: it comes from the link that was asked because the others were
-    unsure. A link that fails or is late is passed over.
+    When none reaches it, the verdict of the last link that gave one counts: that link is asked because the others are
+    unsure. A link that fails or is late is passed over. A race ends with the first sure verdict to arrive; those who have
+    not answered by then are cancelled, so no race takes longer than the longest deadline of its links.
     """
 
     name = "chain"
     deadline: float | None = None
 
-    def __init__(self, links: Sequence[Link]) -> None:
+    def __init__(self, links: Sequence[Link], *, race: bool = False) -> None:
         self.links = tuple(links)
+        self.race = race
 
     async def prepare(self, table: RouteTable) -> None:
         """Prepares every link."""
@@ -39,25 +49,44 @@ class Chain:
             await link.classifier.prepare(table)
 
     async def classify(self, conversation: Conversation, table: RouteTable) -> Verdict | None:
-        """The first sure verdict, else the last one given; None when no link has an opinion."""
-        last: Verdict | None = None
-        failures: list[str] = []
-        for link in self.links:
-            verdict, failure = await ask(link.classifier, conversation, table)
-            if failure:
-                failures.append(failure)
-            if verdict is not None:
-                last = verdict
-                if verdict.confidence >= link.threshold:
-                    break
-        if last is None and failures:
-            raise ClassifierError("; ".join(failures))
-        if last is not None and failures:
-            note = "; ".join([*failures, last.note] if last.note else failures)
-            return replace(last, note=note, provisional=True)
-        return last
+        """The first sure verdict, else that of the last link that gave one; None when no link has an opinion."""
+        answers = await (self._at_once if self.race else self._in_turn)(conversation, table)
+        failures = [failure for _, (_, failure) in answers if failure]
+        given = [verdict for _, (verdict, _) in answers if verdict is not None]
+        sure = [verdict for link, (verdict, _) in answers if verdict is not None and link.is_sure(verdict)]
+        if not given:
+            if failures:
+                raise ClassifierError("; ".join(failures))
+            return None
+        verdict = sure[0] if sure else given[-1]
+        if failures:
+            note = "; ".join([*failures, verdict.note] if verdict.note else failures)
+            return replace(verdict, note=note, provisional=True)
+        return verdict
 
     async def aclose(self) -> None:
         """Closes every link."""
         for link in self.links:
             await link.classifier.aclose()
+
+    async def _in_turn(self, conversation: Conversation, table: RouteTable) -> list[tuple[Link, Answer]]:
+        answers = []
+        for link in self.links:
+            answer = await ask(link.classifier, conversation, table)
+            answers.append((link, answer))
+            if link.is_sure(answer[0]):
+                break
+        return answers
+
+    async def _at_once(self, conversation: Conversation, table: RouteTable) -> list[tuple[Link, Answer]]:
+        # The group waits for the cancelled too, also when the client leaves: what they hold is given back before it ends.
+        async with asyncio.TaskGroup() as group:
+            running = {group.create_task(ask(link.classifier, conversation, table)): link for link in self.links}
+            late = set(running)
+            while late:
+                done, late = await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+                if any(running[task].is_sure(task.result()[0]) for task in done):
+                    break
+            for task in late:
+                task.cancel()
+        return [(link, task.result()) for task, link in running.items() if task not in late]

@@ -253,10 +253,11 @@ class ImportedConfig(Section):
 
 
 class ChainConfig(Section):
-    """Classifiers asked in order until one reaches its threshold."""
+    """Classifiers asked in order until one reaches its threshold, or all at once."""
 
     use: Literal["chain"]
     of: list[_Classifier] = Field(min_length=1, description="The classifiers in the order to ask.")
+    race: bool = Field(False, description="Ask all at once; the first verdict to reach its threshold ends the asking.")
     threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
 
 

@@ -6,8 +6,9 @@ do. What it takes to talk to one is pure and lives beside this file: `prompt` wr
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -25,6 +26,9 @@ MAX_ANSWER_TOKENS = 64
 MAX_REPLY_BYTES = 1 << 20
 
 Constrain = Callable[[list[str]], dict[str, Any]]
+
+_TOO_LONG = re.compile(rb"context[ _](?:length|size|window)", re.IGNORECASE)
+"""What vLLM, OpenAI and llama.cpp write when a prompt does not fit: then no other constraint helps."""
 
 _LOGPROBS = {"logprobs": True, "top_logprobs": 20}
 
@@ -50,12 +54,14 @@ class Arch:
         *,
         deadline: float | None = 0.25,
         budget: int = 2048,
+        constraints: Sequence[Constrain] = CONSTRAINTS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.deadline = deadline
         self._backend = backend
         self._upstream = upstream
         self._budget = budget
+        self._constraints = constraints
         self._clock = clock
         self._constraint = 0
 
@@ -86,14 +92,15 @@ class Arch:
                 "messages": [{"role": "user", "content": prompt}],
                 "max_tokens": MAX_ANSWER_TOKENS,
                 "temperature": 0,
-                **CONSTRAINTS[constraint](answers),
+                **self._constraints[constraint](answers),
             }
             try:
                 reply = await self._upstream.send(Call(self._backend, msgspec.json.encode(body)))
                 content = await reply.read(MAX_REPLY_BYTES)
             except UpstreamError as error:
                 raise ClassifierError(error.message) from None
-            if reply.status in (400, 422) and constraint + 1 < len(CONSTRAINTS):
+            last = constraint + 1 == len(self._constraints)
+            if reply.status in (400, 422) and not last and not _TOO_LONG.search(content):
                 constraint += 1
                 continue
             if reply.status == 200:
@@ -120,7 +127,8 @@ def _schema(answers: list[str]) -> dict[str, Any]:
 
 def _decoded(status: int, content: bytes, name: str) -> dict[str, Any]:
     if status != 200:
-        raise ClassifierError(f"{name} answered {status}")
+        why = " (the prompt does not fit into its context)" if _TOO_LONG.search(content) else ""
+        raise ClassifierError(f"{name} answered {status}{why}")
     try:
         body = msgspec.json.decode(content, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
