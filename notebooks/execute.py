@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import matplotlib.font_manager  # noqa: F401  its first import is slow and says so: better here than within a notebook
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
