@@ -35,6 +35,7 @@ def execute(path: Path, change: tuple[str, str]) -> NotebookNode:
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
             record_timing=False,
+            coalesce_streams=True,
             extra_arguments=["--IPKernelApp.log_level=40"],
         )
         client.execute()
