@@ -435,6 +435,21 @@ def test_eval_writes_each_rows_decision(call, config, data, tmp_path):
     ]
 
 
+def test_eval_draws_plots(call, config, data, tmp_path):
+    assert call("eval", data, "--config", config, "--plots", tmp_path / "plots")[0] == 0
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"confusion.png", "coverage.png"}
+
+
+def test_eval_without_matplotlib_says_so_before_the_work(call, config, data, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fingerpost.evals.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = call("eval", data, "--config", config, "--plots", tmp_path / "plots")
+    assert (code, out) == (2, "")
+    assert err.startswith("plots need matplotlib")
+    assert "fingerpost[notebooks]" in err
+    assert not (tmp_path / "plots").exists()
+
+
 def test_eval_whose_decisions_cannot_be_written_says_so_at_once(call, config, data, tmp_path):
     code, out, err = call("eval", data, "--config", config, "--out", tmp_path)
     assert (code, out) == (1, "")

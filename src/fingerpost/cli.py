@@ -115,6 +115,7 @@ def _add_eval(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--precision", type=_share, default=0.95, help="what the suggested thresholds aim at (0.95)")
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
     evaluate.add_argument("--out", metavar="FILE", help="write each row's decision as JSON lines")
+    evaluate.add_argument("--plots", metavar="DIR", help="write confusion.png and coverage.png (needs matplotlib)")
 
 
 def _add_file(command: argparse.ArgumentParser) -> None:
@@ -299,12 +300,23 @@ def _eval(arguments: argparse.Namespace) -> None:
         print(f"warning: rows are labelled with routes that cannot be chosen: {shown}", file=sys.stderr)
     if arguments.out:
         open(arguments.out, "a").close()  # before the work, so that it is not done for nothing
+    write_plots = _plotting() if arguments.plots else None
     with _progress(len(rows)) as done:
         work = run.evaluate(rows, router, done, precision=arguments.precision)
         figures, lines = asyncio.run(_closing(router, work))
     if arguments.out:
         Path(arguments.out).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    if write_plots:
+        write_plots(figures, lines, arguments.plots)
     print(json.dumps(figures, ensure_ascii=False) if arguments.json else report.render(figures))
+
+
+def _plotting() -> Callable[..., object]:
+    try:
+        from fingerpost.evals.plots import write_plots
+    except ImportError as error:
+        raise ConfigError([Problem("", f"plots need matplotlib ({error})", "pip install 'fingerpost[notebooks]'")]) from None
+    return write_plots
 
 
 def _eval_router(arguments: argparse.Namespace, *, rows_bring_routes: bool) -> Router:

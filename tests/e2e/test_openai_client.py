@@ -102,6 +102,20 @@ def test_an_image_goes_to_a_backend_that_sees(serving: Callable[..., Any], fake:
     assert fake.requests[0].json["messages"] == LOOK
 
 
+def test_an_image_alone_never_goes_to_a_backend_without_eyes(serving: Callable[..., Any], fake: FakeBackend) -> None:
+    with FakeBackend(FakeReply("I see.")) as eyes:
+        backends = [
+            {"name": "blind", "model": "m", "url": fake.url},
+            {"name": "eyes", "model": "m", "url": eyes.url, "accepts": ["text", "image"]},
+        ]
+        routes = [{"name": "chat", "backends": ["blind"]}, {"name": "other", "backends": ["blind", "eyes"]}]
+        alone = [{"role": "user", "content": [part for part in LOOK[0]["content"] if part["type"] == "image_url"]}]
+        with client_of(serving(backends=backends, routes=routes)) as client:
+            completion = client.chat.completions.create(model="auto", messages=alone)
+    assert completion.choices[0].message.content == "I see."
+    assert not fake.requests
+
+
 def test_structured_output_is_parsed(door: Any, client: openai.OpenAI) -> None:
     class Weather(BaseModel):
         city: str

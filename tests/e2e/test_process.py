@@ -175,3 +175,13 @@ def test_sighup_reloads_the_file_and_a_bad_one_is_said_and_changes_nothing(file:
     )
     assert f"fingerpost reloaded {file}" in process.said
     assert [line["route"] for line in process.told] == ["talk"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_server_that_has_decided_holds_less_than_300_mb(file: Path) -> None:
+    file.write_text(file.read_text(encoding="utf-8").replace("{use: fixed, route: chat}", "embedded"), encoding="utf-8")
+    with serving(file) as process:
+        status, _ = process.ask("POST", CHAT, {**HI, "model": "auto"})
+        memory = Path(f"/proc/{process.running.pid}/status").read_text(encoding="utf-8")
+    assert status == 200
+    assert int(re.search(r"VmHWM:\s+(\d+) kB", memory)[1]) < 300_000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fingerpost.evals.metrics import Judged, auroc, by_route, calibration_error, suggest_thresholds, summarize
+from fingerpost.evals.metrics import Judged, auroc, by_route, calibration_error, coverage, suggest_thresholds, summarize
 
 ROWS = [
     Judged(("a",), "a", 0.9, 0.0, 0.001, "g1"),
@@ -229,3 +229,18 @@ def test_a_threshold_gives_its_precision_and_no_lower_confidence_does(rows, prec
 def test_every_figure_of_a_route_is_between_zero_and_one(rows):
     for figures in by_route(rows).values():
         assert all(0 <= figures[name] <= 1 for name in ("precision", "recall", "f1"))
+
+
+def test_coverage_counts_the_surest_rows_first_and_equal_ones_together():
+    assert coverage([0.5, 0.9, 0.5, 0.7], [False, True, True, True]) == [(0.9, 0.25, 1.0), (0.7, 0.5, 1.0), (0.5, 1.0, 0.75)]
+    assert coverage([], []) == []
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9, 1.0]), st.booleans()), min_size=1, max_size=30))
+def test_coverage_is_that_of_a_slow_and_obvious_count(rows):
+    confidences, correct = [one for one, _ in rows], [one for _, one in rows]
+    expected = []
+    for least in sorted(set(confidences), reverse=True):
+        taken = [right for confidence, right in rows if confidence >= least]
+        expected.append((least, len(taken) / len(rows), sum(taken) / len(taken)))
+    assert [pytest.approx(point) for point in coverage(confidences, correct)] == expected

@@ -114,6 +114,19 @@ def calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> 
     return float(sum(gaps))
 
 
+def coverage(confidences: Sequence[float], correct: Sequence[bool]) -> list[tuple[float, float, float]]:
+    """For each confidence that occurs, the highest first: it, the share of rows that reach it, the accuracy on those.
+
+    The risk-coverage curve of El-Yaniv and Wiener 2010, told as accuracy.
+    """
+    order = np.argsort(-np.asarray(confidences, float), kind="stable")
+    confidence, right = np.asarray(confidences, float)[order], np.asarray(correct, float)[order]
+    # Rows of equal confidence stand or fall together.
+    last = np.flatnonzero(np.append(np.diff(confidence) != 0, True)) if len(order) else order
+    accuracy = np.cumsum(right) / np.arange(1, len(order) + 1)
+    return [(float(confidence[i]), float((i + 1) / len(order)), float(accuracy[i])) for i in last]
+
+
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float | None:
     """The probability that a positive scores above a negative, ties counting half; None without both kinds."""
     if not len(positive) or not len(negative):
