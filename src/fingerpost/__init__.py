@@ -8,8 +8,8 @@ for byte. When it is over, one **Exchange** tells the story once to the **Observ
 
 The rooms, from the outermost to the innermost; a room imports only rooms further in:
 
-    cli | testing > server > train > evals | demo > assemble > config | gateway > router
-        > policy | classifiers | observers > upstreams > records > routes | chat > errors
+    cli | testing > server | nat > train > evals | demo > assemble > config | gateway > router
+        > policy | classifiers | observers > upstreams > records > routes | chat | sfc > errors
 """
 
 from fingerpost.chat import ChatRequest, Conversation, Message

@@ -13,13 +13,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from fingerpost import __version__
+from fingerpost import __version__, sfc
 from fingerpost.assemble import World
 from fingerpost.errors import FingerpostError, InvalidRequest, RequestTooLarge, UnknownModel
 from fingerpost.gateway import Answer, is_event_stream
 from fingerpost.records import Decision
 from fingerpost.routes import AUTO, Backend
-from fingerpost.server import sfc
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -140,7 +139,8 @@ class App:
         body = await self._body(scope, receive, request_id)
         # Clients of the reference name any model; what they ask for is always a decision.
         request, decision = await self.world.gateway.decide(body, request_id.decode(), model=AUTO)
-        kind, content = sfc.answer(decision, request_id.decode(), int(self._now()), stream=request.stream)
+        model = decision.backend.model if decision.backend else ""
+        kind, content = sfc.answer(model, request_id.decode(), int(self._now()), stream=request.stream)
         headers = decision_headers(decision, decision.backend, request_id)
         await _send_bytes(send, 200, content, [(b"content-type", kind), *headers])
 
