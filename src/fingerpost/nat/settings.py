@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nat.data_models.optimizable import OptimizableField, OptimizableMixin, SearchSpace
-from nat.plugin_api import FunctionBaseConfig, FunctionRef
+from nat.plugin_api import FunctionBaseConfig, FunctionRef, OptionalSecretStr, get_secret_value
 from pydantic import BaseModel, ConfigDict, Field
 
 from fingerpost.assemble import DEFAULT_FILE
@@ -59,7 +59,9 @@ class RouterSettings(Settings, name="fingerpost_router"):
     """Decides about a chat request and returns the whole decision."""
 
     classifier: str | dict[str, Any] | None = Field(
-        None, description="Who reads the conversations, as under classifier in fingerpost.yaml; without it, as in the file."
+        None,
+        repr=False,
+        description="Who reads the conversations, as under classifier in fingerpost.yaml; without it, as in the file.",
     )
 
 
@@ -72,7 +74,7 @@ class IntentSettings(Settings, name="hf_intent_objective_fn"):
     model: str | None = Field(
         None, description="The router model's name; without it ${ROUTER_MODEL_NAME}, else katanemo/Arch-Router-1.5B."
     )
-    key: str | None = Field(None, repr=False, description="The API key of its server, where that wants one.")
+    key: OptionalSecretStr = Field(None, description="The API key of its server, where that wants one.")
     deadline: float = Field(2.0, gt=0, description="Seconds to wait for its verdict; then the embedded classifier decides.")
     budget: int = Field(2048, ge=64, description="Tokens (estimated) that the conversation may take in its prompt.")
 
@@ -86,7 +88,7 @@ class IntentSettings(Settings, name="hf_intent_objective_fn"):
             "use": "arch",
             "url": url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1",
             "model": self.model or _environment("ROUTER_MODEL_NAME") or "katanemo/Arch-Router-1.5B",
-            "key": self.key,
+            "key": get_secret_value(self.key),
             "deadline": self.deadline,
             "budget": self.budget,
         }
