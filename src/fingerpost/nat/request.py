@@ -18,6 +18,7 @@ class RoutingRequest(BaseModel):
     model_config = ConfigDict(
         extra="allow",
         title="ChatCompletionRequest",
+        hide_input_in_errors=True,
         json_schema_extra={"example": {"messages": [{"role": "user", "content": "Hi"}]}},
     )
 

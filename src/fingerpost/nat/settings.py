@@ -39,6 +39,8 @@ class InlineRoute(BaseModel):
 class Settings(FunctionBaseConfig, OptimizableMixin):
     """What all deciding functions have in common."""
 
+    model_config = ConfigDict(extra="forbid")
+
     file: Path | None = Field(None, description="A fingerpost.yaml; without it and without routes, the default routes.")
     routes: list[InlineRoute] = Field([], description="Routes with their models, in place of a file.")
     default_model: str | None = Field(
