@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from fingerpost import __version__
+from fingerpost import __version__, sfc
 from fingerpost.assemble import World, conceal
 from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, Refused, UnknownModel
@@ -23,7 +23,7 @@ from fingerpost.gateway import Answer, is_event_stream
 from fingerpost.policy import usable_names
 from fingerpost.records import Decision
 from fingerpost.routes import AUTO, EVERYTHING, Backend
-from fingerpost.server import auth, sfc, systemone
+from fingerpost.server import auth, systemone
 from fingerpost.server import decision as switchyard
 from fingerpost.server.upkeep import Upkeep
 
@@ -187,7 +187,8 @@ class App:
         body = await self._body(scope, receive, request_id)
         # Clients of the reference name any model; what they ask for is always a decision.
         request, decision = await self.world.gateway.decide(body, request_id.decode(), model=AUTO, visit=scope["visit"])
-        kind, content = sfc.answer(decision, request_id.decode(), int(self._now()), stream=request.stream)
+        model = decision.backend.model if decision.backend else ""
+        kind, content = sfc.answer(model, request_id.decode(), int(self._now()), stream=request.stream)
         headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
         await _send_bytes(send, 200, content, [(b"content-type", kind), *headers])
 

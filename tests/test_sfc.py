@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 
-from fingerpost.records import Decision
-from fingerpost.routes import Backend
-from fingerpost.server.sfc import answer
-
-DECISION = Decision("chat", (Backend("small", "nvidia/nano-é", "http://localhost/v1"),), "", "fixed")
+from fingerpost.sfc import answer, completion
 
 
 def test_the_answer_is_a_chat_completion_whose_content_is_the_model() -> None:
-    kind, body = answer(DECISION, "r1", 1_700_000_000, stream=False)
+    kind, body = answer("nvidia/nano-é", "r1", 1_700_000_000, stream=False)
     completion = json.loads(body)
     assert kind == b"application/json"
     assert completion["choices"] == [
@@ -23,7 +19,7 @@ def test_the_answer_is_a_chat_completion_whose_content_is_the_model() -> None:
 
 
 def test_the_streamed_answer_is_two_chunks_and_an_end() -> None:
-    kind, body = answer(DECISION, "r1", 0, stream=True)
+    kind, body = answer("nvidia/nano-é", "r1", 0, stream=True)
     *events, end, rest = body.decode().split("\n\n")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
     assert kind == b"text/event-stream"
@@ -33,6 +29,7 @@ def test_the_streamed_answer_is_two_chunks_and_an_end() -> None:
     assert (end, rest) == ("data: [DONE]", "")
 
 
-def test_a_decision_without_a_backend_names_no_model() -> None:
-    _, body = answer(Decision("chat", (), "", "fixed"), "r1", 0, stream=False)
-    assert json.loads(body)["choices"][0]["message"]["content"] == ""
+def test_who_decided_stands_where_the_model_of_a_completion_does() -> None:
+    told = completion("nano", "r1", 0, "hf_intent_objective_fn")
+    assert told["model"] == "hf_intent_objective_fn"
+    assert told["choices"][0]["message"]["content"] == "nano"
