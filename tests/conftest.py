@@ -85,7 +85,7 @@ def start_serving(fake: FakeBackend, config: dict[str, Any]) -> Serving:
     server = build_server(build_world(Config.model_validate(config), [Recorder(exchanges)]))
     thread = threading.Thread(target=server.run, name="serving", daemon=True)
     thread.start()
-    wait_until(lambda: server.started)
+    wait_until(lambda: server.listening)
     return Serving(server, thread, exchanges, fake)
 
 

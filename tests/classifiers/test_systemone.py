@@ -13,7 +13,7 @@ from fingerpost.errors import ClassifierError
 from fingerpost.router import Router
 from fingerpost.routes import OTHER, Backend, Route, RouteTable
 from fingerpost.testing import FakeBackend, FakeReply
-from fingerpost.upstreams.openai import OpenAIUpstream
+from fingerpost.upstreams.http1 import Http1Upstream
 
 TABLE = RouteTable((Route("billing", "Invoices."), Route("delivery", examples=("Where is it?", "When?")), Route(OTHER)))
 
@@ -25,7 +25,7 @@ def answered(choice: str = "billing", **fields: Any) -> FakeReply:
 @asynccontextmanager
 async def asking(fake: FakeBackend, **options):
     backend = Backend("systemone", "jev-latest", fake.url.removesuffix("/v1"), "secret")
-    classifier = SystemOne(backend, OpenAIUpstream(backend), **options)
+    classifier = SystemOne(backend, Http1Upstream(backend), **options)
     try:
         yield classifier
     finally:
@@ -139,7 +139,7 @@ async def test_a_late_or_broken_server_fails_no_request() -> None:
 async def test_another_fingerpost_answers_it(door) -> None:
     """The server's `fixed` classifier knows no `billing`, so it has no verdict: 503, and the decision is the default."""
     backend = Backend("systemone", "any", door.url)
-    classifier = SystemOne(backend, OpenAIUpstream(backend), deadline=10)
+    classifier = SystemOne(backend, Http1Upstream(backend), deadline=10)
     chat = RouteTable((Route("chat", "Small talk."), Route(OTHER)))
     assert (await classifier.classify(said("Hi"), chat)).probabilities == {"chat": 1.0, "other": 0.0}
     with pytest.raises(ClassifierError, match="answered 503"):

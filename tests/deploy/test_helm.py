@@ -13,6 +13,7 @@ import yaml
 
 from fingerpost import __version__
 from fingerpost.config import load
+from fingerpost.server.auth import check_exposure
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
@@ -66,6 +67,7 @@ def test_the_configuration_arrives_as_it_was_written(tmp_path):
 
     assert [backend.name for backend in config.backends] == ["small"]
     assert config.backends[0].key == "secret"
+    check_exposure(config.model_copy(update={"server": config.server.model_copy(update={"host": "0.0.0.0"})}))
     assert "secret" not in text
 
 
@@ -74,7 +76,7 @@ def test_pods_are_the_container_image_with_no_right_that_it_does_not_need():
     [container] = pod["containers"]
 
     assert container["image"] == f"fingerpost:{__version__}"
-    assert container["ports"] == [{"name": "http", "containerPort": 8080}]
+    assert container["ports"] == [{"name": "http", "containerPort": 8080}, {"name": "metrics", "containerPort": 9090}]
     assert pod["securityContext"]["runAsUser"] == 65532
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -91,10 +93,11 @@ def test_another_configuration_starts_new_pods(tmp_path):
     assert checksum() != checksum("--values", with_backend(tmp_path, model="another"))
 
 
-def test_the_monitor_scrapes_the_port_of_the_service():
-    objects = rendered("--set", "serviceMonitor.enabled=true")
+def test_metrics_are_scraped_from_the_pods_and_not_shown_by_the_service():
+    objects = rendered("--set", "podMonitor.enabled=true")
 
-    assert objects["ServiceMonitor"]["spec"]["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "15s"}]
+    scraped = objects["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    assert scraped == [{"port": "metrics", "path": "/metrics", "interval": "15s"}]
     assert [port["name"] for port in objects["Service"]["spec"]["ports"]] == ["http"]
 
 

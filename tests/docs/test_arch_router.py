@@ -98,7 +98,9 @@ def test_arch_router_is_asked_where_it_is_served() -> None:
 def test_prometheus_looks_where_the_metrics_are() -> None:
     found = yaml.safe_load((EXAMPLE / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
     targets = {job["job_name"]: (job["static_configs"][0]["targets"], job["metrics_path"]) for job in found}
-    assert targets["fingerpost"] == ([f"fingerpost:{LOADED.server.port}"], "/metrics")
+    admin = LOADED.server.admin
+    assert (admin.host, targets["fingerpost"]) == ("0.0.0.0", ([f"fingerpost:{admin.port}"], "/metrics"))
+    assert not any(str(admin.port) in port for port in SERVICES["fingerpost"]["ports"])
     assert "/metrics" in paths()
     assert targets["arch-router"][0] == [f"arch-router:{flags(SERVICES['arch-router']['command'])['--port']}"]
 

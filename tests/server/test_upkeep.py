@@ -57,7 +57,7 @@ class Reloading:
         server = build_server(self.first, self.upkeep)
         thread = threading.Thread(target=server.run, name="serving", daemon=True)
         thread.start()
-        until(lambda: server.started)
+        until(lambda: server.listening)
         self.door = serving(server, thread, exchanges, fake)
 
     def write(self, content: str) -> None:
@@ -318,7 +318,7 @@ async def test_sighup_asks_for_a_reload(tmp_path: Path, eventually: Until) -> No
     upkeep = Upkeep(world, tmp_path, rebuild)
     server = build_server(world, upkeep)
     serving = asyncio.ensure_future(server.serve())
-    await asyncio.to_thread(eventually, lambda: server.started)
+    await asyncio.to_thread(eventually, lambda: server.listening)
     os.kill(os.getpid(), signal.SIGHUP)
     await asyncio.to_thread(eventually, lambda: upkeep.world is not world)
     server.should_exit = True

@@ -32,22 +32,23 @@ class Server(uvicorn.Server):
     """A server that says where it listens, and ends without raising the signal again that asked it to stop.
 
     `admin` is what is served to administrators on a port of their own; a request may take `request_timeout` seconds to come in.
+    `listening` is true when all ports are open.
     """
 
     def __init__(self, config: uvicorn.Config, admin: uvicorn.Config | None = None, request_timeout: float = 60.0) -> None:
         super().__init__(config)
         self._admin = admin
         self._request_timeout = request_timeout
+        self.listening = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to listen; the port that it says is the real one where 0 was configured."""
         await super().startup(sockets)
         self._say("fingerpost listens", 0)
         if self._admin is not None:
-            self.started = False
             await self._listen_to_administrators(self._admin)
             self._say("its administrators' port", 1)
-            self.started = True
+        self.listening = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop. Once a second, ends connections whose request does not come in."""
