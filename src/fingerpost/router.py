@@ -7,7 +7,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -285,13 +284,11 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Value]) -> Value:
-        future: Future[Value] | None = None
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
             return future.result()
         except BaseException:  # Ctrl-C, say: nobody waits for the rest
-            if future is not None:
-                future.cancel()
+            future.cancel()
             raise
 
     def close(self, work: Coroutine[Any, Any, None]) -> None:
