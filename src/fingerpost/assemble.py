@@ -19,6 +19,7 @@ from fingerpost.clients import Client, Ledger
 from fingerpost.clients.keys import Keys
 from fingerpost.clients.local import Local
 from fingerpost.config import Loaded, load
+from fingerpost.config.access import LimitsConfig, to_client
 from fingerpost.config.file import proxy_for
 from fingerpost.config.shape import (
     ArchConfig,
@@ -28,12 +29,10 @@ from fingerpost.config.shape import (
     EmbeddedConfig,
     FixedConfig,
     ImportedConfig,
-    LimitsConfig,
     RuleConfig,
     RulesConfig,
     SystemOneConfig,
     to_backend,
-    to_client,
     to_route,
 )
 from fingerpost.errors import ConfigError, Problem

@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from fingerpost.clients.keys import hash_of, new_key
-from fingerpost.config.shape import TlsConfig
+from fingerpost.config.access import TlsConfig
 from fingerpost.errors import ConfigError
 from fingerpost.server.serve import build_tls, serve
 from fingerpost.testing import FakeReply

@@ -1,4 +1,4 @@
-"""The configuration: `shape` says what may be written, `file` reads, `checks` finds what is wrong. Here they come together."""
+"""The configuration: `shape` and `access` say what may be written, `file` reads, `checks` finds what is wrong."""
 
 from __future__ import annotations
 

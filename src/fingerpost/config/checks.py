@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from fingerpost.config.shape import BY_USE, Config, ImportedConfig, Section, kind_of, spelled_out
+from fingerpost.config.section import Section
+from fingerpost.config.shape import BY_USE, Config, ImportedConfig, kind_of, spelled_out
 from fingerpost.errors import Problem
 from fingerpost.routes import OTHER, Backend, Route, find_problems
 

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from fingerpost.assemble import World
-from fingerpost.config.shape import TlsConfig
+from fingerpost.config.access import TlsConfig
 from fingerpost.errors import ConfigError, Problem
 from fingerpost.server.app import App
 from fingerpost.server.auth import check_exposure
