@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -47,7 +47,7 @@ class Answer:
     backend: Backend
     status: int
     headers: Headers
-    chunks: AsyncIterator[bytes]
+    chunks: Chunks
 
 
 class Gateway:
@@ -154,11 +154,11 @@ class Gateway:
                 raise UpstreamTimeout(f"no backend answered within {self.deadline:g} s ({story.trail.tried})") from None
             story.status = reply.status
             story.first_byte = self._clock() - story.start
-            chunks = _watched(reply, first, story)
+            chunks = Chunks(reply, first, story)
             try:
                 yield Answer(story.decision, backend, reply.status, _going_back(reply.headers), chunks)
             finally:
-                await chunks.aclose()
+                chunks.close()
                 await reply.close()
 
     def cut(self) -> None:
@@ -248,21 +248,45 @@ class _Story:
         )
 
 
-async def _watched(reply: Reply, first: bytes, story: _Story) -> AsyncGenerator[bytes, None]:
+class Chunks:
     """The reply's chunks as they are, counted, with usage read in passing."""
-    reader = UsageReader(stream=is_event_stream(reply.headers))
-    readable = not reply.header(b"content-encoding")
-    chunk = first
-    try:
-        while chunk:
-            story.sent_bytes += len(chunk)
-            if readable:
-                reader.feed(chunk)
-            yield chunk
-            chunk = await anext(reply.chunks, b"")
-        story.outcome = "completed"
-    finally:
-        story.usage = reader.close()
+
+    __slots__ = ("_chunks", "_next", "_reader", "_story", "whole")
+
+    def __init__(self, reply: Reply, first: bytes, story: _Story) -> None:
+        # A body of which all is there need not be waited for: `whole`, to be sent at once; else empty.
+        self.whole = first if first and reply.header(b"content-length") == b"%d" % len(first) else b""
+        self._reader = None if reply.header(b"content-encoding") else UsageReader(stream=is_event_stream(reply.headers))
+        self._chunks, self._story = reply.chunks, story
+        self._next: bytes | None = first
+
+    def __aiter__(self) -> Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk, self._next = self._next, None
+        if chunk is None:
+            chunk = await anext(self._chunks, b"")
+        if not chunk:
+            self._story.outcome = "completed"
+            raise StopAsyncIteration
+        self._count(chunk)
+        return chunk
+
+    def take(self) -> None:
+        """Notes that the whole was sent."""
+        self._count(self.whole)
+        self._next, self._story.outcome = b"", "completed"
+
+    def close(self) -> None:
+        """Notes what the backend says that it used."""
+        if self._reader is not None:
+            self._story.usage = self._reader.close()
+
+    def _count(self, chunk: bytes) -> None:
+        self._story.sent_bytes += len(chunk)
+        if self._reader is not None:
+            self._reader.feed(chunk)
 
 
 def is_event_stream(headers: Headers) -> bool:
