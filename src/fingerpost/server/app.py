@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -374,19 +375,20 @@ def _error_headers(error: FingerpostError) -> Headers:
 
 def decision_headers(decision: Decision, backend: Backend | None, request_id: bytes) -> Headers:
     """The `x-fingerpost-*` headers; names are percent-encoded where they are not plain ASCII."""
-    values = {
-        b"route": decision.route,
-        b"backend": backend.name if backend else None,
-        b"confidence": None if decision.confidence is None else f"{decision.confidence:.4f}",
-        b"source": decision.source,
-        b"decision-ms": f"{decision.elapsed * 1e3:.3f}",
-    }
-    headers = [
-        (b"x-fingerpost-" + name, quote(value, safe=" !#$&'()*+,/:;=?@[]~").encode())
-        for name, value in values.items()
-        if value is not None
-    ]
+    headers = [(b"x-fingerpost-" + name, _quoted(value)) for name, value in _names(decision, backend) if value is not None]
+    if decision.confidence is not None:
+        headers.append((b"x-fingerpost-confidence", b"%.4f" % decision.confidence))
+    headers.append((b"x-fingerpost-decision-ms", b"%.3f" % (decision.elapsed * 1e3)))
     return [*headers, (b"x-fingerpost-request-id", request_id)]
+
+
+def _names(decision: Decision, backend: Backend | None) -> tuple[tuple[bytes, str | None], ...]:
+    return (b"route", decision.route), (b"backend", backend.name if backend else None), (b"source", decision.source)
+
+
+@lru_cache(1024)
+def _quoted(name: str) -> bytes:
+    return quote(name, safe=" !#$&'()*+,/:;=?@[]~").encode()
 
 
 async def _send_json(send: Send, status: int, value: object, headers: Headers | None = None) -> None:
