@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 
 from fingerpost.attempts import Attempts, Trail
 from fingerpost.chat import ChatRequest, Conversation
@@ -75,8 +76,8 @@ class Gateway:
         self.deadline = deadline
         self.attempts = Attempts(upstreams, budget or Budget(), retries=retries, hedge=hedge, clock=clock, pause=pause)
         self.in_flight = 0
-        self._running: set[asyncio.Task[object]] = set()
-        self._clock = clock
+        self.running: set[asyncio.Task[object]] = set()
+        self.clock = clock
 
     async def decide(
         self,
@@ -118,10 +119,10 @@ class Gateway:
 
     def refuse(self, error: FingerpostError | None, request_id: str = "", visit: Visit | None = None) -> None:
         """Tells the observers of a request that ended before it was read: refused, or (None) left by its client."""
-        story = _Story(request_id, self._clock(), key=visit.name if visit else None)
+        story = _Story(request_id, self.clock(), key=visit.name if visit else None)
         if error is not None:
             story.fail(error)
-        self._tell(story.exchange(self._clock()))
+        self.tell(story.exchange(self.clock()))
 
     @asynccontextmanager
     async def carry(
@@ -153,7 +154,7 @@ class Gateway:
             except TimeoutError:
                 raise UpstreamTimeout(f"no backend answered within {self.deadline:g} s ({story.trail.tried})") from None
             story.status = reply.status
-            story.first_byte = self._clock() - story.start
+            story.first_byte = self.clock() - story.start
             chunks = Chunks(reply, first, story)
             try:
                 yield Answer(story.decision, backend, reply.status, _going_back(reply.headers), chunks)
@@ -163,7 +164,7 @@ class Gateway:
 
     def cut(self) -> None:
         """Cancels the tasks of all requests that are being served."""
-        for task in self._running:
+        for task in self.running:
             task.cancel()
 
     async def aclose(self, keep: Collection[Upstream] = ()) -> None:
@@ -173,28 +174,12 @@ class Gateway:
             if upstream not in keep:
                 await upstream.aclose()
 
-    @contextmanager
-    def _telling(self, request_id: str, visit: Visit | None = None) -> Iterator[_Story]:
+    def _telling(self, request_id: str, visit: Visit | None = None) -> _Telling:
         """A story that is told to the observers once, however the block ends; one that is cancelled has lost its client."""
-        story = _Story(request_id, self._clock(), key=visit.name if visit else None)
-        self.in_flight += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        try:
-            yield story
-        except Exception as error:
-            story.fail(error)
-            raise
-        finally:
-            self.in_flight -= 1
-            self._running.discard(task)
-            exchange = story.exchange(self._clock())
-            if visit is not None:
-                visit.settle(exchange)
-            self._tell(exchange)
+        return _Telling(self, _Story(request_id, self.clock(), key=visit.name if visit else None), visit)
 
-    def _tell(self, exchange: Exchange) -> None:
+    def tell(self, exchange: Exchange) -> None:
+        """Tells the observers."""
         for observer in self.observers:
             try:
                 observer.observe(exchange)
@@ -246,6 +231,33 @@ class _Story:
             error=self.error,
             key=self.key,
         )
+
+
+class _Telling:
+    """The block in which a request is served; a class, since a generator for each request takes longer."""
+
+    __slots__ = ("_gateway", "_story", "_task", "_visit")
+
+    def __init__(self, gateway: Gateway, story: _Story, visit: Visit | None) -> None:
+        self._gateway, self._story, self._visit = gateway, story, visit
+
+    def __enter__(self) -> _Story:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[object] = task
+        self._gateway.in_flight += 1
+        self._gateway.running.add(task)
+        return self._story
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            self._story.fail(error)
+        self._gateway.in_flight -= 1
+        self._gateway.running.discard(self._task)
+        exchange = self._story.exchange(self._gateway.clock())
+        if self._visit is not None:
+            self._visit.settle(exchange)
+        self._gateway.tell(exchange)
 
 
 class Chunks:
