@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 
 from fingerpost.attempts import Attempts, Trail
 from fingerpost.chat import ChatRequest, Conversation
@@ -47,7 +48,7 @@ class Answer:
     backend: Backend
     status: int
     headers: Headers
-    chunks: AsyncIterator[bytes]
+    chunks: Chunks
 
 
 class Gateway:
@@ -75,8 +76,8 @@ class Gateway:
         self.deadline = deadline
         self.attempts = Attempts(upstreams, budget or Budget(), retries=retries, hedge=hedge, clock=clock, pause=pause)
         self.in_flight = 0
-        self._running: set[asyncio.Task[object]] = set()
-        self._clock = clock
+        self.running: set[asyncio.Task[object]] = set()
+        self.clock = clock
 
     async def decide(
         self,
@@ -118,10 +119,10 @@ class Gateway:
 
     def refuse(self, error: FingerpostError | None, request_id: str = "", visit: Visit | None = None) -> None:
         """Tells the observers of a request that ended before it was read: refused, or (None) left by its client."""
-        story = _Story(request_id, self._clock(), key=visit.name if visit else None)
+        story = _Story(request_id, self.clock(), key=visit.name if visit else None)
         if error is not None:
             story.fail(error)
-        self._tell(story.exchange(self._clock()))
+        self.tell(story.exchange(self.clock()))
 
     @asynccontextmanager
     async def carry(
@@ -153,17 +154,17 @@ class Gateway:
             except TimeoutError:
                 raise UpstreamTimeout(f"no backend answered within {self.deadline:g} s ({story.trail.tried})") from None
             story.status = reply.status
-            story.first_byte = self._clock() - story.start
-            chunks = _watched(reply, first, story)
+            story.first_byte = self.clock() - story.start
+            chunks = Chunks(reply, first, story)
             try:
                 yield Answer(story.decision, backend, reply.status, _going_back(reply.headers), chunks)
             finally:
-                await chunks.aclose()
+                chunks.close()
                 await reply.close()
 
     def cut(self) -> None:
         """Cancels the tasks of all requests that are being served."""
-        for task in self._running:
+        for task in self.running:
             task.cancel()
 
     async def aclose(self, keep: Collection[Upstream] = ()) -> None:
@@ -173,28 +174,12 @@ class Gateway:
             if upstream not in keep:
                 await upstream.aclose()
 
-    @contextmanager
-    def _telling(self, request_id: str, visit: Visit | None = None) -> Iterator[_Story]:
+    def _telling(self, request_id: str, visit: Visit | None = None) -> _Telling:
         """A story that is told to the observers once, however the block ends; one that is cancelled has lost its client."""
-        story = _Story(request_id, self._clock(), key=visit.name if visit else None)
-        self.in_flight += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        try:
-            yield story
-        except Exception as error:
-            story.fail(error)
-            raise
-        finally:
-            self.in_flight -= 1
-            self._running.discard(task)
-            exchange = story.exchange(self._clock())
-            if visit is not None:
-                visit.settle(exchange)
-            self._tell(exchange)
+        return _Telling(self, _Story(request_id, self.clock(), key=visit.name if visit else None), visit)
 
-    def _tell(self, exchange: Exchange) -> None:
+    def tell(self, exchange: Exchange) -> None:
+        """Tells the observers."""
         for observer in self.observers:
             try:
                 observer.observe(exchange)
@@ -248,21 +233,72 @@ class _Story:
         )
 
 
-async def _watched(reply: Reply, first: bytes, story: _Story) -> AsyncGenerator[bytes, None]:
+class _Telling:
+    """The block in which a request is served; a class, since a generator for each request takes longer."""
+
+    __slots__ = ("_gateway", "_story", "_task", "_visit")
+
+    def __init__(self, gateway: Gateway, story: _Story, visit: Visit | None) -> None:
+        self._gateway, self._story, self._visit = gateway, story, visit
+
+    def __enter__(self) -> _Story:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[object] = task
+        self._gateway.in_flight += 1
+        self._gateway.running.add(task)
+        return self._story
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            self._story.fail(error)
+        self._gateway.in_flight -= 1
+        self._gateway.running.discard(self._task)
+        exchange = self._story.exchange(self._gateway.clock())
+        if self._visit is not None:
+            self._visit.settle(exchange)
+        self._gateway.tell(exchange)
+
+
+class Chunks:
     """The reply's chunks as they are, counted, with usage read in passing."""
-    reader = UsageReader(stream=is_event_stream(reply.headers))
-    readable = not reply.header(b"content-encoding")
-    chunk = first
-    try:
-        while chunk:
-            story.sent_bytes += len(chunk)
-            if readable:
-                reader.feed(chunk)
-            yield chunk
-            chunk = await anext(reply.chunks, b"")
-        story.outcome = "completed"
-    finally:
-        story.usage = reader.close()
+
+    __slots__ = ("_chunks", "_next", "_reader", "_story", "whole")
+
+    def __init__(self, reply: Reply, first: bytes, story: _Story) -> None:
+        # A body of which all is there need not be waited for: `whole`, to be sent at once; else empty.
+        self.whole = first if first and reply.header(b"content-length") == b"%d" % len(first) else b""
+        self._reader = None if reply.header(b"content-encoding") else UsageReader(stream=is_event_stream(reply.headers))
+        self._chunks, self._story = reply.chunks, story
+        self._next: bytes | None = first
+
+    def __aiter__(self) -> Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk, self._next = self._next, None
+        if chunk is None:
+            chunk = await anext(self._chunks, b"")
+        if not chunk:
+            self._story.outcome = "completed"
+            raise StopAsyncIteration
+        self._count(chunk)
+        return chunk
+
+    def take(self) -> None:
+        """Notes that the whole was sent."""
+        self._count(self.whole)
+        self._next, self._story.outcome = b"", "completed"
+
+    def close(self) -> None:
+        """Notes what the backend says that it used."""
+        if self._reader is not None:
+            self._story.usage = self._reader.close()
+
+    def _count(self, chunk: bytes) -> None:
+        self._story.sent_bytes += len(chunk)
+        if self._reader is not None:
+            self._reader.feed(chunk)
 
 
 def is_event_stream(headers: Headers) -> bool:

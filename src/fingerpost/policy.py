@@ -86,15 +86,16 @@ def find_constraints(
     table: RouteTable, needs: Needs, among: Iterable[Backend] | None = None, access: Access = EVERYTHING
 ) -> tuple[Constraint, ...]:
     """Which backends (of `among`, or of the whole table) cannot serve these needs of a client with this access, and why."""
-    stated = frozenset[str]().union(*(backend.accepts for backend in table.backends.values()))
-    wanted = {feature for feature in needs.features if feature not in OPT_IN_FEATURES or feature in stated}
+    wanted: frozenset[str] = needs.features
+    if optional := wanted & OPT_IN_FEATURES:
+        wanted -= optional.difference(*(backend.accepts for backend in table.backends.values()))
     found = []
     for backend in table.backends.values() if among is None else among:
-        missing = sorted(wanted - backend.accepts)
+        missing = wanted - backend.accepts
         if not access.to_backend(backend.name):
             found.append(Constraint(backend.name, KEPT_FROM_KEY))
         elif missing:
-            found.append(Constraint(backend.name, f"does not accept {', '.join(missing)}"))
+            found.append(Constraint(backend.name, f"does not accept {', '.join(sorted(missing))}"))
         elif backend.context is not None and needs.tokens > backend.context:
             found.append(Constraint(backend.name, f"about {needs.tokens} tokens do not fit into {backend.context}"))
     return tuple(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from fingerpost.routes import OTHER, Backend
@@ -141,7 +142,7 @@ Outcome = Literal["completed", "rejected", "failed", "cut", "client_gone"]
 backend answered. cut: a backend broke off after its first byte. client_gone: the client left."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Exchange:
     """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key: `key`
     is the name of the one that the client has.
@@ -160,14 +161,14 @@ class Exchange:
     error: str = ""
     key: str | None = None
 
-    @property
+    @cached_property
     def backend(self) -> Backend | None:
         """The backend whose reply went to the client."""
         answered = next((attempt.backend for attempt in self.attempts if not attempt.error), None)
         backends = self.decision.backends if self.decision else ()
         return next((backend for backend in backends if backend.name == answered), None)
 
-    @property
+    @cached_property
     def cost(self) -> float | None:
         """What the tokens cost in USD; None when the backend did not say how many there were."""
         if self.usage is None or self.backend is None:

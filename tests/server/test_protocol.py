@@ -6,11 +6,12 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fingerpost.server.protocol import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED
+from fingerpost.server.protocol import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, answer_at_once
 from fingerpost.testing import FakeBackend, FakeReply
 
 CHAT, ROUTE = "/v1/chat/completions", "/v1/route"
@@ -245,3 +246,27 @@ def test_garbage_behind_a_request_that_is_being_streamed_cuts_it_and_is_not_answ
         client.sendall(b"\x00garbage\r\n\r\n")
         assert b"HTTP/1.1 400" not in read_to_end(client)
     assert [exchange.outcome for exchange in door.told()] == ["client_gone"]
+
+
+@pytest.mark.parametrize(("size", "behind"), [(1, b""), (1_000_000, b""), (1, http(CHAT))], ids=["small", "large", "pipelined"])
+def test_a_request_ends_when_its_client_leaves_however_large_it_is(
+    serving: Callable[..., Any], fake: FakeBackend, eventually: Callable[..., Any], behind: bytes, size: int
+) -> None:
+    fake.default = FakeReply(hang=True)
+    door = serving()
+    with connected(door) as client:
+        client.sendall(http(CHAT, body=BODY.replace(b"hi", b"x" * size)) + behind)
+        eventually(lambda: len(fake.requests) == 1)
+    eventually(lambda: fake.abandoned == 1)
+    eventually(lambda: [exchange.outcome for exchange in door.exchanges] == ["client_gone"])
+
+
+def test_a_whole_response_is_refused_where_a_header_would_end_the_head() -> None:
+    flow = SimpleNamespace(write_paused=False)
+    cycle: Any = SimpleNamespace(
+        response_started=False, disconnected=False, flow=flow, scope={"method": "POST"}, default_headers=[]
+    )
+    for value in (b"a\r\nset-cookie: b", b"a\nb", b"a\rb", b"a\0b"):
+        with pytest.raises(ValueError, match="cannot be sent"):
+            answer_at_once(cycle, 200, [(b"x-a", value)], b"")
+    assert not cycle.response_started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -23,63 +24,89 @@ class Metrics:
     """Counts exchanges. `routes` are the configured route names, the only ones that become label values."""
 
     def __init__(self, routes: Collection[str]) -> None:
+        # `labels` takes locks and makes strings each time; the series that there are do not change.
         self.registry = CollectorRegistry()
         self._routes = frozenset(routes)
-        self._requests = Counter(
-            "fingerpost_requests",
-            "Requests by how they ended.",
-            ["route", "backend", "status", "outcome"],
-            registry=self.registry,
+        self._requests = cache(
+            Counter(
+                "fingerpost_requests",
+                "Requests by how they ended.",
+                ["route", "backend", "status", "outcome"],
+                registry=self.registry,
+            ).labels
         )
-        self._decisions = Histogram(
-            "fingerpost_decision_seconds",
-            "Time to decide.",
-            ["source", "cached"],
-            buckets=DECISION_BUCKETS,
-            registry=self.registry,
+        self._decisions = cache(
+            Histogram(
+                "fingerpost_decision_seconds",
+                "Time to decide.",
+                ["source", "cached"],
+                buckets=DECISION_BUCKETS,
+                registry=self.registry,
+            ).labels
         )
-        self._attempts = Counter(
-            "fingerpost_attempts",
-            "Calls to backends; status is `none` where there was no answer.",
-            ["backend", "status"],
-            registry=self.registry,
+        self._attempts = cache(
+            Counter(
+                "fingerpost_attempts",
+                "Calls to backends; status is `none` where there was no answer.",
+                ["backend", "status"],
+                registry=self.registry,
+            ).labels
         )
-        self._first_byte = Histogram(
-            "fingerpost_first_byte_seconds",
-            "Time until the first byte of a reply.",
-            ["backend"],
-            buckets=REPLY_BUCKETS,
-            registry=self.registry,
+        self._first_byte = cache(
+            Histogram(
+                "fingerpost_first_byte_seconds",
+                "Time until the first byte of a reply.",
+                ["backend"],
+                buckets=REPLY_BUCKETS,
+                registry=self.registry,
+            ).labels
         )
-        self._tokens = Counter(
-            "fingerpost_tokens", "Tokens that backends report.", ["backend", "direction"], registry=self.registry
+        self._tokens = cache(
+            Counter(
+                "fingerpost_tokens", "Tokens that backends report.", ["backend", "direction"], registry=self.registry
+            ).labels
         )
-        self._cost = Counter(
-            "fingerpost_cost_usd", "What those tokens cost at the configured prices.", ["backend"], registry=self.registry
+        self._cost = cache(
+            Counter(
+                "fingerpost_cost_usd", "What those tokens cost at the configured prices.", ["backend"], registry=self.registry
+            ).labels
         )
-        self._skipped = Counter(
-            "fingerpost_skipped",
-            "Calls that were not made: the backend's queue was full, it rests, or its circuit is open.",
-            ["backend", "why"],
-            registry=self.registry,
+        self._skipped = cache(
+            Counter(
+                "fingerpost_skipped",
+                "Calls that were not made: the backend's queue was full, it rests, or its circuit is open.",
+                ["backend", "why"],
+                registry=self.registry,
+            ).labels
         )
-        self._retries = Counter(
-            "fingerpost_retries",
-            "Calls after the first one of a request; kind is failover, retry or hedge.",
-            ["backend", "kind"],
-            registry=self.registry,
+        self._retries = cache(
+            Counter(
+                "fingerpost_retries",
+                "Calls after the first one of a request; kind is failover, retry or hedge.",
+                ["backend", "kind"],
+                registry=self.registry,
+            ).labels
         )
-        self._key_requests = Counter(
-            "fingerpost_key_requests", "Requests by the name of their client's key.", ["key", "status"], registry=self.registry
+        self._key_requests = cache(
+            Counter(
+                "fingerpost_key_requests",
+                "Requests by the name of their client's key.",
+                ["key", "status"],
+                registry=self.registry,
+            ).labels
         )
-        self._key_tokens = Counter(
-            "fingerpost_key_tokens",
-            "Tokens that backends report, by the name of the client's key.",
-            ["key", "direction"],
-            registry=self.registry,
+        self._key_tokens = cache(
+            Counter(
+                "fingerpost_key_tokens",
+                "Tokens that backends report, by the name of the client's key.",
+                ["key", "direction"],
+                registry=self.registry,
+            ).labels
         )
-        self._key_cost = Counter(
-            "fingerpost_key_cost_usd", "What those tokens cost at the configured prices.", ["key"], registry=self.registry
+        self._key_cost = cache(
+            Counter(
+                "fingerpost_key_cost_usd", "What those tokens cost at the configured prices.", ["key"], registry=self.registry
+            ).labels
         )
         self._in_flight = Gauge("fingerpost_in_flight", "Requests being served now.", registry=self.registry)
         self._backends = _Backends(self.registry)
@@ -106,22 +133,22 @@ class Metrics:
     def observe(self, exchange: Exchange) -> None:
         """Counts one exchange."""
         decision, backend = exchange.decision, exchange.backend.name if exchange.backend else ""
-        self._requests.labels(self._route(exchange), backend, str(exchange.status), exchange.outcome).inc()
+        self._requests(self._route(exchange), backend, str(exchange.status), exchange.outcome).inc()
         if decision is not None:
-            self._decisions.labels(decision.source, str(decision.cached).lower()).observe(decision.elapsed)
+            self._decisions(decision.source, str(decision.cached).lower()).observe(decision.elapsed)
         for attempt in exchange.attempts:
             if not attempt.called:
-                self._skipped.labels(attempt.backend, attempt.kind).inc()
+                self._skipped(attempt.backend, attempt.kind).inc()
                 continue
-            self._attempts.labels(attempt.backend, str(attempt.status or "none")).inc()
+            self._attempts(attempt.backend, str(attempt.status or "none")).inc()
             if attempt.kind != "first":
-                self._retries.labels(attempt.backend, attempt.kind).inc()
+                self._retries(attempt.backend, attempt.kind).inc()
         if exchange.first_byte is not None:
-            self._first_byte.labels(backend).observe(exchange.first_byte)
+            self._first_byte(backend).observe(exchange.first_byte)
         if exchange.usage is not None:
-            self._tokens.labels(backend, "input").inc(exchange.usage.input_tokens)
-            self._tokens.labels(backend, "output").inc(exchange.usage.output_tokens)
-            self._cost.labels(backend).inc(exchange.cost or 0.0)
+            self._tokens(backend, "input").inc(exchange.usage.input_tokens)
+            self._tokens(backend, "output").inc(exchange.usage.output_tokens)
+            self._cost(backend).inc(exchange.cost or 0.0)
         if exchange.key is not None:
             self._count_key(exchange, exchange.key)
 
@@ -133,11 +160,11 @@ class Metrics:
 
     def _count_key(self, exchange: Exchange, key: str) -> None:
         # Bounded: a request without a known key has none, and the known ones are the configuration's.
-        self._key_requests.labels(key, str(exchange.status)).inc()
+        self._key_requests(key, str(exchange.status)).inc()
         if exchange.usage is not None:
-            self._key_tokens.labels(key, "input").inc(exchange.usage.input_tokens)
-            self._key_tokens.labels(key, "output").inc(exchange.usage.output_tokens)
-            self._key_cost.labels(key).inc(exchange.cost or 0.0)
+            self._key_tokens(key, "input").inc(exchange.usage.input_tokens)
+            self._key_tokens(key, "output").inc(exchange.usage.output_tokens)
+            self._key_cost(key).inc(exchange.cost or 0.0)
 
     def _route(self, exchange: Exchange) -> str:
         route = exchange.decision.route if exchange.decision else None

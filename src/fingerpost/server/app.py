@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
+import os
 import time
 import traceback
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -54,6 +56,7 @@ class App:
         self._now = now
         self.ready = False
         self._started = int(now())
+        self._prefix, self._numbers = os.urandom(11).hex(), itertools.count()
         self._doors: dict[tuple[str, str], Callable[[Scope, Receive, Send, bytes], Awaitable[None]]] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/route"): self._route,
@@ -106,9 +109,9 @@ class App:
         await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = uuid.uuid4().hex
+        request_id = f"{self._prefix}{next(self._numbers):010x}"
         own = [(b"x-fingerpost-request-id", request_id.encode())]
-        sending = _Sending(send)
+        sending = _Sending(send, scope.get("at_once"))
         visit: Visit | None = None
         try:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -175,7 +178,10 @@ class App:
             async with self.world.gateway.carry(body, scope["headers"], request_id.decode(), visit) as answer:
                 await _pass_on(answer, send, request_id, visit)
 
-        await _until_client_leaves(carry, receive)
+        if "leaving" in scope:
+            await _until_client_leaves(carry, scope["leaving"])
+        else:
+            await _until_disconnect(carry, receive)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
@@ -265,8 +271,9 @@ class App:
 class _Sending:
     """`send` that knows how an error can still be told: before a response has started, or as an event of a stream."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, at_once: Callable[[int, Headers, bytes], bool] | None) -> None:
         self._send = send
+        self._at_once = at_once
         self._started = False
         self._open_ended = False
         self._tail = b""
@@ -274,16 +281,23 @@ class _Sending:
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self._started = True
+            if (whole := message.get("whole")) is not None:
+                return await self._whole(message, whole)
             names = {name for name, _ in message["headers"]}
             self._open_ended = is_event_stream(message["headers"]) and not names & {b"content-encoding", b"content-length"}
         else:
             self._tail = (self._tail + message["body"][-4:])[-4:]
         await self._send(message)
 
+    async def _whole(self, start: MutableMapping[str, Any], body: bytes) -> None:
+        if self._at_once is None or not self._at_once(start["status"], start["headers"], body):
+            await self._send({"type": "http.response.start", "status": start["status"], "headers": start["headers"]})
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
     async def fail(self, error: FingerpostError, headers: Headers) -> None:
         """Answers with the error; ends a stream that has begun with an error event, and any other response by cutting it."""
         if not self._started:
-            return await _send_json(self._send, error.status, error.to_json(), [*headers, *_error_headers(error)])
+            return await _send_json(self, error.status, error.to_json(), [*headers, *_error_headers(error)])
         if not self._open_ended:
             raise ConnectionAbortedError(error.message) from None
         # The backend may have broken off within an event; a blank line ends that one, so that ours is read by itself.
@@ -293,8 +307,29 @@ class _Sending:
         await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
 
-async def _until_client_leaves(work: Callable[[], Awaitable[None]], receive: Receive) -> None:
-    """Runs `work`, and cancels it as soon as the client closes its connection."""
+async def _until_client_leaves(work: Callable[[], Awaitable[None]], leaving: set[Callable[[], None]]) -> None:
+    """Runs `work`, and cancels it as soon as the client closes its connection, which calls what is in `leaving`."""
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    leaving.add(leave)
+    try:
+        await work()
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise ClientGone from None
+        raise
+    finally:
+        leaving.discard(leave)
+
+
+async def _until_disconnect(work: Callable[[], Awaitable[None]], receive: Receive) -> None:
+    """The same in a server that tells of it by a message only, for which a second task must wait."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -316,8 +351,12 @@ async def _pass_on(answer: Answer, send: Send, request_id: bytes, visit: Visit |
     if limits := _limit_headers(visit):
         # Those of the backend speak of the key that all clients share there.
         headers = [*(pair for pair in headers if not pair[0].startswith(b"x-ratelimit-")), *limits]
+    chunks = answer.chunks
+    if chunks.whole:
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers, "whole": chunks.whole})
+        return chunks.take()
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    async for chunk in answer.chunks:
+    async for chunk in chunks:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -336,19 +375,20 @@ def _error_headers(error: FingerpostError) -> Headers:
 
 def decision_headers(decision: Decision, backend: Backend | None, request_id: bytes) -> Headers:
     """The `x-fingerpost-*` headers; names are percent-encoded where they are not plain ASCII."""
-    values = {
-        b"route": decision.route,
-        b"backend": backend.name if backend else None,
-        b"confidence": None if decision.confidence is None else f"{decision.confidence:.4f}",
-        b"source": decision.source,
-        b"decision-ms": f"{decision.elapsed * 1e3:.3f}",
-    }
-    headers = [
-        (b"x-fingerpost-" + name, quote(value, safe=" !#$&'()*+,/:;=?@[]~").encode())
-        for name, value in values.items()
-        if value is not None
-    ]
+    headers = [(b"x-fingerpost-" + name, _quoted(value)) for name, value in _names(decision, backend) if value is not None]
+    if decision.confidence is not None:
+        headers.append((b"x-fingerpost-confidence", b"%.4f" % decision.confidence))
+    headers.append((b"x-fingerpost-decision-ms", b"%.3f" % (decision.elapsed * 1e3)))
     return [*headers, (b"x-fingerpost-request-id", request_id)]
+
+
+def _names(decision: Decision, backend: Backend | None) -> tuple[tuple[bytes, str | None], ...]:
+    return (b"route", decision.route), (b"backend", backend.name if backend else None), (b"source", decision.source)
+
+
+@lru_cache(1024)
+def _quoted(name: str) -> bytes:
+    return quote(name, safe=" !#$&'()*+,/:;=?@[]~").encode()
 
 
 async def _send_json(send: Send, status: int, value: object, headers: Headers | None = None) -> None:
@@ -356,6 +396,5 @@ async def _send_json(send: Send, status: int, value: object, headers: Headers | 
 
 
 async def _send_bytes(send: Send, status: int, content: bytes, headers: Headers) -> None:
-    length = (b"content-length", str(len(content)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    await send({"type": "http.response.body", "body": content})
+    length = (b"content-length", b"%d" % len(content))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length], "whole": content})
