@@ -155,6 +155,8 @@ class Shared:
             if isinstance(error, asyncio.CancelledError):
                 raise
             self._fell(error)
+            # Others that rest in the pool are as dead; one of them would make a Redis that is back look down again.
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
             if task and task.cancelling() > cancelled:
                 # Until Python 3.12 `asyncio.wait_for`, which the client uses, may take a cancellation for its own.
                 raise asyncio.CancelledError from None
