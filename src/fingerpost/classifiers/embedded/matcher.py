@@ -138,7 +138,7 @@ def teach(vectors: Array, labels: Sequence[int], scores: Array, calibration: Cal
     """What examples (rows x width, the routes they belong to, their scores by description) teach.
 
     The sharpness is the one that suits examples which a correction fitted on the other half of them has not seen; with few
-    examples it stays near the given one, which suits the descriptions.
+    examples it stays near the given one, which suits the descriptions, and where routes lack examples it is never above that.
     """
     targets = np.asarray(labels)
     share = len(set(targets.tolist())) / scores.shape[1]
@@ -153,7 +153,8 @@ def teach(vectors: Array, labels: Sequence[int], scores: Array, calibration: Cal
         seen, unseen = half != part, half == part
         part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], calibration.pull, _FOLD_STEPS, whole)
         held[unseen] = scores[unseen] + inputs[unseen] @ part_weights.T + part_bias
-    return Lesson(middle, weights, bias, _best_sharpness(held, targets, sharpness), vectors, share)
+    found = _best_sharpness(held, targets, sharpness)
+    return Lesson(middle, weights, bias, found if whole else min(found, sharpness), vectors, share)
 
 
 def _fit(
