@@ -169,7 +169,7 @@ def test_names_descriptions_and_examples_are_measured_one_after_the_other(ran: d
     assert 0.4 < names <= descriptions + 0.03
     assert descriptions <= examples + 0.03
     assert examples > 0.55
-    assert float(re.search(r"accuracy +([\d.]+)\n", told)[1]) == pytest.approx(examples, abs=0.006)
+    assert float(re.search(r"accuracy +([\d.]+)\n +macro", told)[1]) == pytest.approx(examples, abs=0.006)
 
 
 def test_the_second_notebook_shows_three_pictures(ran: dict[str, NotebookNode]) -> None:
