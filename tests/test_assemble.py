@@ -12,6 +12,7 @@ from fingerpost.assemble import (
     build_router,
     build_table,
     build_world,
+    conceal_options,
     find_lookalikes,
     load_router,
     pick_classifier,
@@ -383,6 +384,8 @@ async def test_a_world_after_another_keeps_what_is_still_true():
     assert second.upstreams["small"] is first.upstreams["small"]
     assert watching in second.gateway.observers
     assert (await second.gateway.router.decide("hello")).cached
+    other_client = world_of(second, backends=[{**ONE, "transport": "library"}]).upstreams["small"]
+    assert type(other_client.upstreams[0]).__name__ == "LibraryUpstream"
     third = world_of(second, backends=[{**ONE, "queue": 1}], classifier={"use": "fixed", "route": "other", "confidence": 0.5})
     assert third.guards["small"] is not second.guards["small"]
     assert not (await third.gateway.router.decide("hello")).cached
@@ -404,3 +407,11 @@ async def test_the_retry_budget_and_the_hedge_are_as_configured():
 class ScriptedObserver:
     def observe(self, exchange):
         raise NotImplementedError
+
+
+def test_an_error_of_a_classifier_does_not_quote_the_options_of_any():
+    config = config_of(
+        {"use": "chain", "of": ["embedded", {"use": "my.module:build", "options": {"deep": [{"key": "k-4711"}]}}]}
+    )
+
+    assert conceal_options("no model with k-4711", config) == "no model with (hidden)"

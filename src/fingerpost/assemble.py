@@ -154,8 +154,8 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None, pre
         metrics.learn([route.name for route in router.table.routes])
         if _decide_alike(config, previous.config):
             router.remember(previous.gateway.router)
-        backends = router.table.backends
-        kept = {name: one for name, one in previous.upstreams.items() if one.guard.backend == backends.get(name)}
+        unchanged = [section.name for section in config.backends if section in previous.config.backends]
+        kept = {name: previous.upstreams[name] for name in unchanged}
     transports = {section.name: section.transport for section in config.backends}
     upstreams = {name: kept.get(name) or _guarded(backend, transports[name]) for name, backend in router.table.backends.items()}
     budget = Budget(server.retry_budget.share, server.retry_budget.floor)
@@ -255,6 +255,14 @@ def _upstream(backend: Backend, transport: str = "auto") -> Upstream:
     from fingerpost.upstreams.http1 import Http1Upstream
 
     return Http1Upstream(backend)
+
+
+def conceal_options(text: str, config: Config) -> str:
+    """`text` of an error that a classifier raised, without the values of any classifier's options."""
+    for section in _all_classifiers(config.classifier):
+        if isinstance(section, ImportedConfig):
+            text = conceal(text, section.options)
+    return text
 
 
 def conceal(text: str, options: Any) -> str:

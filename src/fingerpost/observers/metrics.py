@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -24,106 +24,43 @@ class Metrics:
     """Counts exchanges. `routes` are the configured route names, the only ones that become label values."""
 
     def __init__(self, routes: Collection[str]) -> None:
-        # `labels` takes locks and makes strings each time; the series that there are do not change.
         self.registry = CollectorRegistry()
         self._routes = frozenset(routes)
-        self._requests = cache(
-            Counter(
-                "fingerpost_requests",
-                "Requests by how they ended.",
-                ["route", "backend", "status", "outcome"],
-                registry=self.registry,
-            ).labels
+        count, time = self._counter, self._histogram
+        self._requests = count("requests", "Requests by how they ended.", "route", "backend", "status", "outcome")
+        self._decisions = time("decision_seconds", "Time to decide.", DECISION_BUCKETS, "source", "cached")
+        self._attempts = count(
+            "attempts", "Calls to backends; status is `none` where there was no answer.", "backend", "status"
         )
-        self._decisions = cache(
-            Histogram(
-                "fingerpost_decision_seconds",
-                "Time to decide.",
-                ["source", "cached"],
-                buckets=DECISION_BUCKETS,
-                registry=self.registry,
-            ).labels
-        )
-        self._attempts = cache(
-            Counter(
-                "fingerpost_attempts",
-                "Calls to backends; status is `none` where there was no answer.",
-                ["backend", "status"],
-                registry=self.registry,
-            ).labels
-        )
-        self._first_byte = cache(
-            Histogram(
-                "fingerpost_first_byte_seconds",
-                "Time until the first byte of a reply.",
-                ["backend"],
-                buckets=REPLY_BUCKETS,
-                registry=self.registry,
-            ).labels
-        )
-        self._tokens = cache(
-            Counter(
-                "fingerpost_tokens", "Tokens that backends report.", ["backend", "direction"], registry=self.registry
-            ).labels
-        )
-        self._cost = cache(
-            Counter(
-                "fingerpost_cost_usd", "What those tokens cost at the configured prices.", ["backend"], registry=self.registry
-            ).labels
-        )
-        self._skipped = cache(
-            Counter(
-                "fingerpost_skipped",
-                "Calls that were not made: the backend's queue was full, it rests, or its circuit is open.",
-                ["backend", "why"],
-                registry=self.registry,
-            ).labels
-        )
-        self._retries = cache(
-            Counter(
-                "fingerpost_retries",
-                "Calls after the first one of a request; kind is failover, retry or hedge.",
-                ["backend", "kind"],
-                registry=self.registry,
-            ).labels
-        )
-        self._key_requests = cache(
-            Counter(
-                "fingerpost_key_requests",
-                "Requests by the name of their client's key.",
-                ["key", "status"],
-                registry=self.registry,
-            ).labels
-        )
-        self._key_tokens = cache(
-            Counter(
-                "fingerpost_key_tokens",
-                "Tokens that backends report, by the name of the client's key.",
-                ["key", "direction"],
-                registry=self.registry,
-            ).labels
-        )
-        self._key_cost = cache(
-            Counter(
-                "fingerpost_key_cost_usd", "What those tokens cost at the configured prices.", ["key"], registry=self.registry
-            ).labels
-        )
+        self._first_byte = time("first_byte_seconds", "Time until the first byte of a reply.", REPLY_BUCKETS, "backend")
+        self._tokens = count("tokens", "Tokens that backends report.", "backend", "direction")
+        self._cost = count("cost_usd", "What those tokens cost at the configured prices.", "backend")
+        why_skipped = "Calls that were not made: the backend's queue was full, it rests, or its circuit is open."
+        self._skipped = count("skipped", why_skipped, "backend", "why")
+        kinds = "Calls after the first one of a request; kind is failover, retry or hedge."
+        self._retries = count("retries", kinds, "backend", "kind")
+        self._key_requests = count("key_requests", "Requests by the name of their client's key.", "key", "status")
+        by_key = "Tokens that backends report, by the name of the client's key."
+        self._key_tokens = count("key_tokens", by_key, "key", "direction")
+        self._key_cost = count("key_cost_usd", "What those tokens cost at the configured prices.", "key")
+        self._reloads = count("config_reload", "Reloads of the configuration: ok or failed.", "result")
         self._in_flight = Gauge("fingerpost_in_flight", "Requests being served now.", registry=self.registry)
         self._backends = _Backends(self.registry)
-        self._reloads = Counter(
-            "fingerpost_config_reload",
-            "Reloads of the configuration: ok or failed.",
-            ["result"],
-            registry=self.registry,
-        )
         self._last_reload_ok = Gauge(
             "fingerpost_config_last_reload_ok", "1 unless the last reload failed.", registry=self.registry
         )
         self._last_reload_ok.set(1)
 
+    def _counter(self, name: str, what: str, *labels: str) -> Callable[..., Counter]:
+        # `labels` takes locks and makes strings each time; the series that there are do not change.
+        return cache(Counter(f"fingerpost_{name}", what, labels, registry=self.registry).labels)
+
+    def _histogram(self, name: str, what: str, buckets: Sequence[float], *labels: str) -> Callable[..., Histogram]:
+        return cache(Histogram(f"fingerpost_{name}", what, labels, buckets=buckets, registry=self.registry).labels)
+
     def reloaded(self, *, ok: bool) -> None:
         """Counts a reload of the configuration."""
-        self._reloads.labels("ok" if ok else "failed").inc()
+        self._reloads("ok" if ok else "failed").inc()
         self._last_reload_ok.set(ok)
 
     def learn(self, routes: Collection[str]) -> None:

@@ -5,42 +5,29 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
-
-import msgspec
 
 from fingerpost import __version__, sfc
-from fingerpost.assemble import World, conceal
+from fingerpost.assemble import World, conceal_options
 from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, Refused, UnknownModel
-from fingerpost.gateway import Answer, is_event_stream
 from fingerpost.policy import usable_names
-from fingerpost.records import Decision
-from fingerpost.routes import AUTO, EVERYTHING, Backend
+from fingerpost.routes import AUTO, EVERYTHING
 from fingerpost.server import auth, systemone
 from fingerpost.server import decision as switchyard
+from fingerpost.server.leaving import ClientGone, until_client_leaves, until_disconnect
+from fingerpost.server.sending import Headers, Send, Sending, decision_headers, limit_headers, pass_on, send_bytes, send_json
 from fingerpost.server.upkeep import Upkeep
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
-JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 
 _log = logging.getLogger("fingerpost.server")
-
-
-class ClientGone(Exception):
-    """The client closed its connection before the reply was over."""
 
 
 class App:
@@ -89,7 +76,7 @@ class App:
         try:
             await self.world.gateway.router.prepare()
         except Exception as error:  # told without a traceback: it is the operator's model file or plugin
-            why = conceal(str(error), getattr(self.world.config.classifier, "options", {}))
+            why = conceal_options(str(error), self.world.config)
             await send({"type": "lifespan.startup.failed", "message": f"the classifier cannot start: {why}"})
             return
         self.ready = True
@@ -111,7 +98,7 @@ class App:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = f"{self._prefix}{next(self._numbers):010x}"
         own = [(b"x-fingerpost-request-id", request_id.encode())]
-        sending = _Sending(send, scope.get("at_once"))
+        sending = Sending(send, scope.get("at_once"))
         visit: Visit | None = None
         try:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -129,7 +116,7 @@ class App:
             stopping.status, stopping.code = 503, "stopping"
             await sending.fail(stopping, own)
         except FingerpostError as error:
-            await sending.fail(error, [*own, *_limit_headers(visit)])
+            await sending.fail(error, [*own, *limit_headers(visit)])
         except Exception as error:
             # A defect of ours. Its text may quote the request, so only its kind and place are told.
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -176,18 +163,18 @@ class App:
 
         async def carry() -> None:
             async with self.world.gateway.carry(body, scope["headers"], request_id.decode(), visit) as answer:
-                await _pass_on(answer, send, request_id, visit)
+                await pass_on(answer, send, request_id, visit)
 
         if "leaving" in scope:
-            await _until_client_leaves(carry, scope["leaving"])
+            await until_client_leaves(carry, scope["leaving"])
         else:
-            await _until_disconnect(carry, receive)
+            await until_disconnect(carry, receive)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
         _, decision = await self.world.gateway.decide(body, request_id.decode(), visit=scope["visit"])
-        headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
-        await _send_json(send, 200, {**decision.to_json(), "request_id": request_id.decode()}, headers)
+        headers = [*decision_headers(decision, decision.backend, request_id), *limit_headers(scope["visit"])]
+        await send_json(send, 200, {**decision.to_json(), "request_id": request_id.decode()}, headers)
 
     async def _sfc(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
@@ -195,8 +182,8 @@ class App:
         request, decision = await self.world.gateway.decide(body, request_id.decode(), model=AUTO, visit=scope["visit"])
         model = decision.backend.model if decision.backend else ""
         kind, content = sfc.answer(model, request_id.decode(), int(self._now()), stream=request.stream)
-        headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
-        await _send_bytes(send, 200, content, [(b"content-type", kind), *headers])
+        headers = [*decision_headers(decision, decision.backend, request_id), *limit_headers(scope["visit"])]
+        await send_bytes(send, 200, content, [(b"content-type", kind), *headers])
 
     async def _systemone(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
@@ -206,23 +193,23 @@ class App:
             self.world.gateway.refuse(error, request_id.decode(), scope["visit"])
             raise
         verdicts = await self.world.gateway.believe(asked.tables, request_id.decode(), scope["visit"])
-        headers = [(b"x-fingerpost-request-id", request_id), *_limit_headers(scope["visit"])]
-        await _send_json(send, 200, systemone.answer(asked, verdicts), headers)
+        headers = [(b"x-fingerpost-request-id", request_id), *limit_headers(scope["visit"])]
+        await send_json(send, 200, systemone.answer(asked, verdicts), headers)
 
     async def _decision(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         body = await self._body(scope, receive, request_id)
         _, decision = await self.world.gateway.decide(body, request_id.decode(), visit=scope["visit"], parse=switchyard.read)
-        headers = [*decision_headers(decision, decision.backend, request_id), *_limit_headers(scope["visit"])]
-        await _send_json(send, 200, switchyard.answer(decision), headers)
+        headers = [*decision_headers(decision, decision.backend, request_id), *limit_headers(scope["visit"])]
+        await send_json(send, 200, switchyard.answer(decision), headers)
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         visit: Visit | None = scope["visit"]
         names = usable_names(self.world.gateway.router.table, visit.client.access if visit else EVERYTHING)
         models = [{"id": n, "object": "model", "created": self._started, "owned_by": "fingerpost"} for n in names]
-        await _send_json(send, 200, {"object": "list", "data": models})
+        await send_json(send, 200, {"object": "list", "data": models})
 
     async def _health(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        await _send_json(send, 200, {"status": "ok", "version": __version__})
+        await send_json(send, 200, {"status": "ok", "version": __version__})
 
     async def _readyz(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         status = 200 if self.ready else 503
@@ -231,11 +218,11 @@ class App:
             auth.check_admin(self.world.config, scope["headers"], own_port="admin" in scope)
             detail["in_flight"] = self.world.gateway.in_flight
             detail["config"] = "the last reload failed; the log says why" if self.upkeep.failed else "ok"
-        await _send_json(send, status, detail)
+        await send_json(send, status, detail)
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
         content = self.world.metrics.render(self.world.gateway.in_flight, self.world.guards.values())
-        await _send_bytes(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+        await send_bytes(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     async def _body(self, scope: Scope, receive: Receive, request_id: bytes) -> bytes:
         """The request body, refused as soon as it is known to be larger than the limit."""
@@ -266,135 +253,3 @@ class App:
             self.world.gateway.refuse(too_large, request_id.decode(), scope["visit"])
             raise too_large
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-class _Sending:
-    """`send` that knows how an error can still be told: before a response has started, or as an event of a stream."""
-
-    def __init__(self, send: Send, at_once: Callable[[int, Headers, bytes], bool] | None) -> None:
-        self._send = send
-        self._at_once = at_once
-        self._started = False
-        self._open_ended = False
-        self._tail = b""
-
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self._started = True
-            if (whole := message.get("whole")) is not None:
-                return await self._whole(message, whole)
-            names = {name for name, _ in message["headers"]}
-            self._open_ended = is_event_stream(message["headers"]) and not names & {b"content-encoding", b"content-length"}
-        else:
-            self._tail = (self._tail + message["body"][-4:])[-4:]
-        await self._send(message)
-
-    async def _whole(self, start: MutableMapping[str, Any], body: bytes) -> None:
-        if self._at_once is None or not self._at_once(start["status"], start["headers"], body):
-            await self._send({"type": "http.response.start", "status": start["status"], "headers": start["headers"]})
-            await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def fail(self, error: FingerpostError, headers: Headers) -> None:
-        """Answers with the error; ends a stream that has begun with an error event, and any other response by cutting it."""
-        if not self._started:
-            return await _send_json(self, error.status, error.to_json(), [*headers, *_error_headers(error)])
-        if not self._open_ended:
-            raise ConnectionAbortedError(error.message) from None
-        # The backend may have broken off within an event; a blank line ends that one, so that ours is read by itself.
-        ended = self._tail.endswith((b"\n\n", b"\n\r\n"))
-        gap = b"" if ended else b"\n" if self._tail.endswith(b"\n") else b"\n\n"
-        event = gap + b"data: " + msgspec.json.encode(error.to_json()) + b"\n\n"
-        await self._send({"type": "http.response.body", "body": event, "more_body": False})
-
-
-async def _until_client_leaves(work: Callable[[], Awaitable[None]], leaving: set[Callable[[], None]]) -> None:
-    """Runs `work`, and cancels it as soon as the client closes its connection, which calls what is in `leaving`."""
-    task, gone = asyncio.current_task(), False
-    assert task is not None
-
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-        task.cancel()
-
-    leaving.add(leave)
-    try:
-        await work()
-    except asyncio.CancelledError:
-        if gone and not task.uncancel():
-            raise ClientGone from None
-        raise
-    finally:
-        leaving.discard(leave)
-
-
-async def _until_disconnect(work: Callable[[], Awaitable[None]], receive: Receive) -> None:
-    """The same in a server that tells of it by a message only, for which a second task must wait."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        raise ClientGone
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(watch())
-            await work()
-            watching.cancel()
-    except BaseExceptionGroup as failed:
-        # One of the two failed; the other was only cancelled for it.
-        raise failed.exceptions[0] from None
-
-
-async def _pass_on(answer: Answer, send: Send, request_id: bytes, visit: Visit | None) -> None:
-    headers = [*answer.headers, *decision_headers(answer.decision, answer.backend, request_id)]
-    if limits := _limit_headers(visit):
-        # Those of the backend speak of the key that all clients share there.
-        headers = [*(pair for pair in headers if not pair[0].startswith(b"x-ratelimit-")), *limits]
-    chunks = answer.chunks
-    if chunks.whole:
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers, "whole": chunks.whole})
-        return chunks.take()
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    async for chunk in chunks:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _limit_headers(visit: Visit | None) -> Headers:
-    return [] if visit is None else visit.headers()
-
-
-def _error_headers(error: FingerpostError) -> Headers:
-    """The headers that HTTP asks for with some errors (RFC 9110, sections 10.2.3 and 11.6.1)."""
-    headers: Headers = [(b"www-authenticate", b'Bearer realm="fingerpost"')] if error.status == 401 else []
-    if error.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
-    return headers
-
-
-def decision_headers(decision: Decision, backend: Backend | None, request_id: bytes) -> Headers:
-    """The `x-fingerpost-*` headers; names are percent-encoded where they are not plain ASCII."""
-    headers = [(b"x-fingerpost-" + name, _quoted(value)) for name, value in _names(decision, backend) if value is not None]
-    if decision.confidence is not None:
-        headers.append((b"x-fingerpost-confidence", b"%.4f" % decision.confidence))
-    headers.append((b"x-fingerpost-decision-ms", b"%.3f" % (decision.elapsed * 1e3)))
-    return [*headers, (b"x-fingerpost-request-id", request_id)]
-
-
-def _names(decision: Decision, backend: Backend | None) -> tuple[tuple[bytes, str | None], ...]:
-    return (b"route", decision.route), (b"backend", backend.name if backend else None), (b"source", decision.source)
-
-
-@lru_cache(1024)
-def _quoted(name: str) -> bytes:
-    return quote(name, safe=" !#$&'()*+,/:;=?@[]~").encode()
-
-
-async def _send_json(send: Send, status: int, value: object, headers: Headers | None = None) -> None:
-    await _send_bytes(send, status, msgspec.json.encode(value), [JSON, *(headers or [])])
-
-
-async def _send_bytes(send: Send, status: int, content: bytes, headers: Headers) -> None:
-    length = (b"content-length", b"%d" % len(content))
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length], "whole": content})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +14,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from fingerpost.errors import FingerpostError
+from fingerpost.server.leaving import Leaving
 
 MAX_HEAD = 65_536
 """Bytes that a request's line and headers may take together."""
@@ -35,7 +36,7 @@ class _Refusal(FingerpostError):
 class GuardedProtocol(HttpToolsProtocol):
     """One connection; at most `most` of them are served at a time. `expire` is to be called every now and then.
 
-    A request's scope has two things more than ASGI says: `leaving`, a set of what is called when the client has left, and
+    A request's scope has two things more than ASGI says: `leaving`, who is called when the client has left, and
     `at_once`, see `answer_at_once`. They spare each request a task that waits for the client, and a response in three pieces.
 
     httptools parses strictly: conflicting lengths, folded headers, bare line ends and control characters are refused there.
@@ -48,7 +49,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_size = 0
         self._may_be_large = False
-        self._leaving: set[Callable[[], None]] = set()
+        self._leaving = Leaving()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes a connection, or refuses one too many."""
@@ -60,8 +61,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left, or was told to."""
         super().connection_lost(exc)
-        for leave in tuple(self._leaving):
-            leave()
+        self._leaving.left()
 
     def data_received(self, data: bytes) -> None:
         """Takes the next bytes."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fingerpost.assemble import World
+from fingerpost.assemble import World, conceal_options
 from fingerpost.errors import FingerpostError
 from fingerpost.server.auth import check_exposure
 from fingerpost.upstreams.guarded import Guarded
@@ -96,7 +96,7 @@ class Upkeep:
             new = replace(read, config=read.config.model_copy(update={"server": server}))
             try:
                 check_exposure(new.config)
-                await new.gateway.router.prepare()
+                await _prepare(new)
             except BaseException:
                 await new.gateway.aclose(keep=tuple(old.upstreams.values()))
                 raise
@@ -131,6 +131,14 @@ class Upkeep:
             await world.gateway.aclose(keep=used)
             if world.ledger not in [one.ledger for one in (self.world, *self._retiring)]:
                 await world.ledger.aclose()
+
+
+async def _prepare(world: World) -> None:
+    try:
+        await world.gateway.router.prepare()
+    except Exception as error:
+        why = conceal_options(f"{type(error).__name__}: {error}", world.config)
+        raise FingerpostError(f"the classifier cannot start: {why}") from None
 
 
 async def _probe_all(world: World) -> None:
