@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fingerpost.assemble import build_world
 from fingerpost.config.shape import Config
 from fingerpost.server.app import App
+from fingerpost.server.request import Request
 from fingerpost.testing import FakeBackend, FakeReply, ScriptedClassifier
 
 Until = Callable[[Callable[[], object]], None]
@@ -543,27 +544,23 @@ def test_a_request_being_served_is_in_flight(door: Any, eventually: Until) -> No
         assert b"fingerpost_in_flight 1.0" in door.request("GET", "/metrics")[2]
 
 
-# As an ASGI application, without a server
+# Without a server
 
 
 class Talk:
-    """One ASGI conversation: what the application receives, and what it has sent."""
+    """What the server around an application tells it of its start and end, and what that has answered."""
 
-    def __init__(self, *messages: dict[str, Any]) -> None:
+    def __init__(self, *messages: str) -> None:
         self.coming = list(messages)
         self.sent: list[Any] = []
 
     async def receive(self) -> dict[str, Any]:
         if not self.coming:
             await asyncio.Event().wait()
-        return self.coming.pop(0)
+        return {"type": self.coming.pop(0)}
 
     async def send(self, message: Any) -> None:
         self.sent.append(message)
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.sent[1]["body"])
 
 
 def app_around(classifier: Any) -> App:
@@ -575,20 +572,16 @@ def app_around(classifier: Any) -> App:
     return App(world)
 
 
-def get(path: str) -> dict[str, Any]:
-    return {"type": "http", "method": "GET", "path": path, "headers": []}
-
-
-async def test_it_is_ready_between_its_start_and_its_end() -> None:
+async def test_it_is_ready_between_its_start_and_its_end(new_line: Any) -> None:
     classifier = ScriptedClassifier()
     app = app_around(classifier)
     seen = []
     for messages in ([], ["lifespan.startup"], ["lifespan.startup", "lifespan.shutdown"]):
-        talk, asking = Talk(*({"type": message} for message in messages)), Talk()
+        talk, line = Talk(*messages), new_line()
         running = asyncio.ensure_future(app({"type": "lifespan"}, talk.receive, talk.send))
         await asyncio.sleep(0.01)
-        await app(get("/readyz"), asking.receive, asking.send)
-        seen.append((asking.sent[0]["status"], asking.json["status"], [message["type"] for message in talk.sent]))
+        await app.serve(Request(line, "GET", "/readyz", [], keep_alive=True))
+        seen.append((line.status, line.json["status"], [message["type"] for message in talk.sent]))
         running.cancel()
     assert seen == [
         (503, "starting", []),
@@ -604,25 +597,10 @@ async def test_a_classifier_that_cannot_start_is_told_to_the_server() -> None:
         async def prepare(self, table: Any) -> None:
             raise FileNotFoundError("model.onnx is missing")
 
-    app, talk = app_around(Broken()), Talk({"type": "lifespan.startup"})
+    app, talk = app_around(Broken()), Talk("lifespan.startup")
     await app({"type": "lifespan"}, talk.receive, talk.send)
     assert talk.sent == [{"type": "lifespan.startup.failed", "message": "the classifier cannot start: model.onnx is missing"}]
     assert not app.ready
-
-
-async def test_a_web_socket_is_closed() -> None:
-    talk = Talk()
-    await app_around(ScriptedClassifier())({"type": "websocket", "path": "/"}, talk.receive, talk.send)
-    assert talk.sent == [{"type": "websocket.close", "code": 1000}]
-
-
-async def test_only_a_disconnect_ends_a_request_whatever_else_the_server_says() -> None:
-    again = {"type": "http.request", "body": b"", "more_body": False}
-    talk = Talk({**again, "body": json.dumps(HI).encode()}, again, again, {"type": "http.disconnect"})
-    app = app_around(ScriptedClassifier(delay=5))
-    await app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, talk.receive, talk.send)
-    assert talk.coming == []
-    assert talk.sent == []
 
 
 class Defective:
@@ -632,35 +610,28 @@ class Defective:
         raise LookupError("canary")
 
 
-async def test_a_defect_is_500_and_neither_the_client_nor_the_log_hears_its_text(caplog: pytest.LogCaptureFixture) -> None:
-    app, talk = app_around(ScriptedClassifier()), Talk()
+async def test_a_defect_is_500_and_neither_the_client_nor_the_log_hears_its_text(
+    new_line: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, line = app_around(ScriptedClassifier()), new_line()
     app.upkeep.world = type(app.world)(app.world.config, app.world.gateway, Defective())  # type: ignore[arg-type]
-    await app(get("/metrics"), talk.receive, talk.send)
-    assert talk.sent[0]["status"] == 500
-    assert talk.json["error"]["code"] == "internal_error"
-    assert "canary" not in str(talk.sent)
+    await app.serve(Request(line, "GET", "/metrics", [], keep_alive=True))
+    assert line.status == 500
+    assert line.json["error"]["code"] == "internal_error"
+    assert b"canary" not in line.transport.written
     assert re.fullmatch(r"LookupError at .*test_app\.py:\d+", caplog.messages[-1])
 
 
-async def test_a_defect_within_a_reply_cuts_it(caplog: pytest.LogCaptureFixture) -> None:
-    class Closing(Talk):
-        async def send(self, message: Any) -> None:
-            await super().send(message)
-            if message["type"] == "http.response.body":
-                raise LookupError("canary")
-
-    talk = Closing()
-    with pytest.raises(ConnectionAbortedError, match="internal error"):
-        await app_around(ScriptedClassifier())(get("/health"), talk.receive, talk.send)
-    assert "canary" not in caplog.text
-
-
-async def test_a_body_in_one_message_or_many_is_the_same() -> None:
+async def test_a_body_in_one_piece_or_many_is_the_same(new_line: Any) -> None:
     app = app_around(ScriptedClassifier())
     body = json.dumps(HI).encode()
-    scope = {"type": "http", "method": "POST", "path": "/v1/route", "headers": [(b"content-length", b"nonsense")]}
-    pieces = [{"type": "http.request", "body": body[i : i + 9], "more_body": True} for i in range(0, len(body), 9)]
-    for messages in ([{"type": "http.request", "body": body}], [*pieces, {"type": "http.request"}]):
-        talk = Talk(*messages)
-        await app(scope, talk.receive, talk.send)
-        assert talk.json["route"] == "other"
+    for size in (len(body), 9, 1):
+        line = new_line()
+        request = Request(line, "POST", "/v1/route", [], keep_alive=True)
+        serving = asyncio.ensure_future(app.serve(request))
+        for start in range(0, len(body), size):
+            await asyncio.sleep(0)
+            line.bring(request, body[start : start + size])
+        line.bring(request, b"", whole=True)
+        await serving
+        assert line.json["route"] == "other"

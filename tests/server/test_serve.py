@@ -18,7 +18,6 @@ import pytest
 
 from fingerpost.assemble import World, build_world
 from fingerpost.config.shape import Config
-from fingerpost.server.app import App
 from fingerpost.server.serve import build_server, serve
 from fingerpost.testing import FakeBackend, FakeReply, ScriptedClassifier
 
@@ -185,12 +184,6 @@ def test_what_does_not_finish_in_time_is_told_that_the_server_stops(
     assert [told.outcome for told in door.exchanges] == ["client_gone"] * 2
     assert "Traceback" not in capsys.readouterr().err
     eventually(lambda: fake.abandoned == 2)
-
-
-def test_idle_connections_outlive_those_of_common_clients() -> None:
-    config = build_server(world_at(0)).config
-    assert config.timeout_keep_alive > 60
-    assert isinstance(config.app, App)
 
 
 def test_two_servers_one_after_the_other_in_one_process_share_nothing(serving: Callable[..., Any]) -> None:

@@ -1,1 +1,1 @@
-"""The HTTP door: an ASGI application and the process that serves it."""
+"""The HTTP door: connections, requests and their responses, the doors behind them, and the process that serves."""

@@ -1,4 +1,4 @@
-"""The ASGI application: sockets in, gateway calls out. No framework: a dictionary of paths and a few small functions."""
+"""The application: requests in, gateway calls out. No framework: a dictionary of paths and a few small functions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from fingerpost.assemble import World, conceal_options
 from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, Refused, UnknownModel
 from fingerpost.policy import usable_names
+from fingerpost.records import Decision
 from fingerpost.routes import AUTO, EVERYTHING
 from fingerpost.server import auth, systemone
 from fingerpost.server import decision as switchyard
-from fingerpost.server.leaving import ClientGone, until_client_leaves, until_disconnect
-from fingerpost.server.sending import Headers, Send, Sending, decision_headers, limit_headers, pass_on, send_bytes, send_json
+from fingerpost.server.request import ClientGone, Request
+from fingerpost.server.sending import Headers, decision_headers, fail, limit_headers, pass_on, send_bytes, send_json
 from fingerpost.server.upkeep import Upkeep
 
-Scope = MutableMapping[str, Any]
+Door = Callable[[Request, Visit | None], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _log = logging.getLogger("fingerpost.server")
 
@@ -44,7 +46,7 @@ class App:
         self.ready = False
         self._started = int(now())
         self._prefix, self._numbers = os.urandom(11).hex(), itertools.count()
-        self._doors: dict[tuple[str, str], Callable[[Scope, Receive, Send, bytes], Awaitable[None]]] = {
+        self._doors: dict[tuple[str, str], Door] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/route"): self._route,
             ("POST", "/sfc_router/chat/completions"): self._sfc,
@@ -56,22 +58,15 @@ class App:
             ("GET", "/readyz"): self._readyz,
             ("GET", "/metrics"): self._metrics,
         }
+        self._doors |= {("HEAD", path): door for (method, path), door in self._doors.items() if method == "GET"}
 
     @property
     def world(self) -> World:
         """The world that is served now; a reload puts another one in its place."""
         return self.upkeep.world
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection: an HTTP request, or the server's start and end."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            await self._http(scope, receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1000})
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """The start and end of the server around it, as ASGI tells of them; requests come to `serve`."""
         await receive()
         try:
             await self.world.gateway.router.prepare()
@@ -90,166 +85,159 @@ class App:
         await self.world.ledger.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def admin(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection on the port of the administrators."""
-        scope["admin"] = True
-        await self._http(scope, receive, send)
+    async def serve(self, request: Request) -> None:
+        """Answers a request of a client, whatever becomes of it."""
+        await self._answer(request, self._doors.get((request.method, request.path)))
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = f"{self._prefix}{next(self._numbers):010x}"
-        own = [(b"x-fingerpost-request-id", request_id.encode())]
-        sending = Sending(send, scope.get("at_once"))
+    async def serve_admin(self, request: Request) -> None:
+        """Answers a request that came in by the port of the administrators."""
+        request.on_admin_port = True
+        known = request.path in auth.OPEN_PATHS | auth.ADMIN_PATHS
+        await self._answer(request, self._doors.get((request.method, request.path)) if known else None)
+
+    async def _answer(self, request: Request, door: Door | None) -> None:
+        request.id = f"{self._prefix}{next(self._numbers):010x}"
         visit: Visit | None = None
         try:
-            method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            door = self._doors.get((method, scope["path"]))
-            if door is None or ("admin" in scope and scope["path"] not in auth.OPEN_PATHS | auth.ADMIN_PATHS):
-                own += self._allowed(scope["path"])
-                raise self._no_door(scope)
-            scope["visit"] = visit = self._admit(scope, request_id)
-            await door(scope, receive, sending, request_id.encode())
+            if door is None:
+                raise self._no_door(request.path)
+            visit = self._admit(request)
+            await door(request, visit)
         except ClientGone:
             return
         except asyncio.CancelledError:
-            # Only the server cancels requests, when it stops or reloads and they have had their time to finish.
-            stopping = FingerpostError("the server stops, or its configuration was reloaded, and the time to finish is over")
-            stopping.status, stopping.code = 503, "stopping"
-            await sending.fail(stopping, own)
+            if not request.gone:  # then it is the server that stops or reloads; its requests have had their time to finish
+                self._fail(request, _stopping())
         except FingerpostError as error:
-            await sending.fail(error, [*own, *limit_headers(visit)])
+            self._fail(request, error, visit)
         except Exception as error:
             # A defect of ours. Its text may quote the request, so only its kind and place are told.
             place = traceback.extract_tb(error.__traceback__)[-1]
             _log.error("%s at %s:%s", type(error).__name__, place.filename, place.lineno)
-            await sending.fail(FingerpostError("internal error; the log names its place"), own)
+            self._fail(request, FingerpostError("internal error; the log names its place"))
         finally:
             if visit is not None:
                 await visit.end()
 
-    def _admit(self, scope: Scope, request_id: str) -> Visit | None:
+    def _fail(self, request: Request, error: FingerpostError, visit: Visit | None = None) -> None:
+        allowed = self._allowed(request.path) if error.status == 405 else []
+        fail(request, error, [(b"x-fingerpost-request-id", request.id.encode()), *allowed, *limit_headers(visit)])
+
+    def _admit(self, request: Request) -> Visit | None:
         """The visit that a request is, before anything of its body is read; None at a door that is open to all."""
-        world, path = self.world, scope["path"]
+        world, path = self.world, request.path
         if path in auth.OPEN_PATHS:
             return None
         if path in auth.ADMIN_PATHS:
-            auth.check_admin(world.config, scope["headers"], own_port="admin" in scope)
+            auth.check_admin(world.config, request.headers, own_port=request.on_admin_port)
             return None
         if world.keys is None:
             return None
         try:
-            return Visit(world.keys.find(scope["headers"]), world.ledger)
+            return Visit(world.keys.find(request.headers), world.ledger)
         except Refused as error:
-            world.gateway.refuse(error, request_id)
+            world.gateway.refuse(error, request.id)
             raise
 
     def _allowed(self, path: str) -> Headers:
-        methods = {"GET": b"GET, HEAD", "POST": b"POST"}
-        return [(b"allow", methods[method]) for method, known in self._doors if known == path]
+        methods = [method.encode() for method, known in self._doors if known == path]
+        return [(b"allow", b", ".join(methods))] if methods else []
 
-    def _no_door(self, scope: Scope) -> FingerpostError:
-        allowed = self._allowed(scope["path"])
+    def _no_door(self, path: str) -> FingerpostError:
+        allowed = self._allowed(path)
         if allowed:
-            error: FingerpostError = InvalidRequest(f"{scope['path']} takes {allowed[0][1].decode()}")
+            error: FingerpostError = InvalidRequest(f"{path} takes {allowed[0][1].decode()}")
             error.status, error.code = 405, "method_not_allowed"
             return error
-        paths = ", ".join(path for _, path in self._doors)
-        error = UnknownModel(f"there is nothing at this path; there is {paths}")
+        error = UnknownModel(
+            f"there is nothing at this path; there is {', '.join(dict.fromkeys(path for _, path in self._doors))}"
+        )
         error.code = "not_found"
         return error
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        body = await self._body(scope, receive, request_id)
-        visit: Visit | None = scope["visit"]
+    async def _chat(self, request: Request, visit: Visit | None) -> None:
+        body = await self._body(request, visit)
+        async with self.world.gateway.carry(body, request.headers, request.id, visit) as answer:
+            await pass_on(answer, request, visit)
 
-        async def carry() -> None:
-            async with self.world.gateway.carry(body, scope["headers"], request_id.decode(), visit) as answer:
-                await pass_on(answer, send, request_id, visit)
+    async def _route(self, request: Request, visit: Visit | None) -> None:
+        _, decision = await self.world.gateway.decide(await self._body(request, visit), request.id, visit=visit)
+        send_json(request, 200, {**decision.to_json(), "request_id": request.id}, self._told(request, decision, visit))
 
-        if "leaving" in scope:
-            await until_client_leaves(carry, scope["leaving"])
-        else:
-            await until_disconnect(carry, receive)
-
-    async def _route(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        body = await self._body(scope, receive, request_id)
-        _, decision = await self.world.gateway.decide(body, request_id.decode(), visit=scope["visit"])
-        headers = [*decision_headers(decision, decision.backend, request_id), *limit_headers(scope["visit"])]
-        await send_json(send, 200, {**decision.to_json(), "request_id": request_id.decode()}, headers)
-
-    async def _sfc(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        body = await self._body(scope, receive, request_id)
+    async def _sfc(self, request: Request, visit: Visit | None) -> None:
         # Clients of the reference name any model; what they ask for is always a decision.
-        request, decision = await self.world.gateway.decide(body, request_id.decode(), model=AUTO, visit=scope["visit"])
+        body = await self._body(request, visit)
+        asked, decision = await self.world.gateway.decide(body, request.id, model=AUTO, visit=visit)
         model = decision.backend.model if decision.backend else ""
-        kind, content = sfc.answer(model, request_id.decode(), int(self._now()), stream=request.stream)
-        headers = [*decision_headers(decision, decision.backend, request_id), *limit_headers(scope["visit"])]
-        await send_bytes(send, 200, content, [(b"content-type", kind), *headers])
+        kind, content = sfc.answer(model, request.id, int(self._now()), stream=asked.stream)
+        send_bytes(request, 200, content, [(b"content-type", kind), *self._told(request, decision, visit)])
 
-    async def _systemone(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        body = await self._body(scope, receive, request_id)
+    async def _systemone(self, request: Request, visit: Visit | None) -> None:
+        body = await self._body(request, visit)
         try:
             asked = systemone.read(body)
         except InvalidRequest as error:
-            self.world.gateway.refuse(error, request_id.decode(), scope["visit"])
+            self.world.gateway.refuse(error, request.id, visit)
             raise
-        verdicts = await self.world.gateway.believe(asked.tables, request_id.decode(), scope["visit"])
-        headers = [(b"x-fingerpost-request-id", request_id), *limit_headers(scope["visit"])]
-        await send_json(send, 200, systemone.answer(asked, verdicts), headers)
+        verdicts = await self.world.gateway.believe(asked.tables, request.id, visit)
+        headers = [(b"x-fingerpost-request-id", request.id.encode()), *limit_headers(visit)]
+        send_json(request, 200, systemone.answer(asked, verdicts), headers)
 
-    async def _decision(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        body = await self._body(scope, receive, request_id)
-        _, decision = await self.world.gateway.decide(body, request_id.decode(), visit=scope["visit"], parse=switchyard.read)
-        headers = [*decision_headers(decision, decision.backend, request_id), *limit_headers(scope["visit"])]
-        await send_json(send, 200, switchyard.answer(decision), headers)
+    async def _decision(self, request: Request, visit: Visit | None) -> None:
+        body = await self._body(request, visit)
+        _, decision = await self.world.gateway.decide(body, request.id, visit=visit, parse=switchyard.read)
+        send_json(request, 200, switchyard.answer(decision), self._told(request, decision, visit))
 
-    async def _models(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        visit: Visit | None = scope["visit"]
+    async def _models(self, request: Request, visit: Visit | None) -> None:
         names = usable_names(self.world.gateway.router.table, visit.client.access if visit else EVERYTHING)
         models = [{"id": n, "object": "model", "created": self._started, "owned_by": "fingerpost"} for n in names]
-        await send_json(send, 200, {"object": "list", "data": models})
+        send_json(request, 200, {"object": "list", "data": models})
 
-    async def _health(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
-        await send_json(send, 200, {"status": "ok", "version": __version__})
+    async def _health(self, request: Request, visit: Visit | None) -> None:
+        send_json(request, 200, {"status": "ok", "version": __version__})
 
-    async def _readyz(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+    async def _readyz(self, request: Request, visit: Visit | None) -> None:
         status = 200 if self.ready else 503
         detail: dict[str, object] = {"status": "ready" if self.ready else "starting"}
         with suppress(Refused):
-            auth.check_admin(self.world.config, scope["headers"], own_port="admin" in scope)
+            auth.check_admin(self.world.config, request.headers, own_port=request.on_admin_port)
             detail["in_flight"] = self.world.gateway.in_flight
             detail["config"] = "the last reload failed; the log says why" if self.upkeep.failed else "ok"
-        await send_json(send, status, detail)
+        send_json(request, status, detail)
 
-    async def _metrics(self, scope: Scope, receive: Receive, send: Send, request_id: bytes) -> None:
+    async def _metrics(self, request: Request, visit: Visit | None) -> None:
         content = self.world.metrics.render(self.world.gateway.in_flight, self.world.guards.values())
-        await send_bytes(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+        send_bytes(request, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
-    async def _body(self, scope: Scope, receive: Receive, request_id: bytes) -> bytes:
+    def _told(self, request: Request, decision: Decision, visit: Visit | None) -> Headers:
+        return [*decision_headers(decision, decision.backend, request.id), *limit_headers(visit)]
+
+    async def _body(self, request: Request, visit: Visit | None) -> bytes:
         """The request body, refused as soon as it is known to be larger than the limit."""
         limit = self.world.config.server.max_body
-        too_large = InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
-        stated = b"0"
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                stated = value
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                packed = InvalidRequest("the body is compressed (content-encoding); send it plain")
-                packed.status, packed.code = 415, "unsupported_encoding"
-                self.world.gateway.refuse(packed, request_id.decode(), scope["visit"])
-                raise packed
-        size = int(stated) if stated.isdigit() else 0
-        parts: list[bytes] = []
-        more = size <= limit
-        size = 0 if more else size
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.world.gateway.refuse(None, request_id.decode(), scope["visit"])
-                raise ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = bool(message.get("more_body")) and size <= limit
-        if size > limit:
-            self.world.gateway.refuse(too_large, request_id.decode(), scope["visit"])
-            raise too_large
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        stated = 0
+        try:
+            for name, value in request.headers:
+                if name == b"content-length":
+                    stated = int(value)
+                elif name == b"content-encoding" and value.lower() != b"identity":
+                    raise _packed()
+            body = await request.body(limit) if stated <= limit else None
+            if body is None:
+                raise InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
+        except (InvalidRequest, ClientGone, asyncio.CancelledError) as error:
+            self.world.gateway.refuse(error if isinstance(error, InvalidRequest) else None, request.id, visit)
+            raise
+        return body
+
+
+def _packed() -> InvalidRequest:
+    error = InvalidRequest("the body is compressed (content-encoding); send it plain")
+    error.status, error.code = 415, "unsupported_encoding"
+    return error
+
+
+def _stopping() -> FingerpostError:
+    error = FingerpostError("the server stops, or its configuration was reloaded, and the time to finish is over")
+    error.status, error.code = 503, "stopping"
+    return error

@@ -1,30 +1,40 @@
-"""Uvicorn's HTTP protocol on httptools, with what a server that strangers reach needs: bounds in size, number and time."""
+"""The connections of clients: bytes to requests, one after the other, with the bounds that a server for strangers needs."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Iterable
-from functools import partial
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+import uvicorn
+from uvicorn.server import ServerState
 
 from fingerpost.errors import FingerpostError
-from fingerpost.server.leaving import Leaving
+from fingerpost.server.request import Request
 
 MAX_HEAD = 65_536
 """Bytes that a request's line and headers may take together."""
 
 MAX_HEADERS = 100
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
-
 MAX_PIPELINED = 32
 """Requests that may wait on a connection for the one before them."""
+
+MAX_UNREAD = 65_536
+"""Bytes of a body that may lie about before somebody wants them."""
+
+KEEP_ALIVE = 75.0
+"""Seconds that an idle connection is kept: longer than clients keep theirs (5 s to 60 s), or one of theirs would now and then
+meet a connection that is just being closed."""
+
+_log = logging.getLogger("fingerpost.server")
 
 
 class _Refusal(FingerpostError):
@@ -33,41 +43,62 @@ class _Refusal(FingerpostError):
         self.status, self.code = status, code
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """One connection; at most `most` of them are served at a time. `expire` is to be called every now and then.
+class ClientConnection(asyncio.Protocol):
+    """One connection; at most `most` of them are open at a time. `serve` answers its requests, one after the other.
 
-    A request's scope has two things more than ASGI says: `leaving`, who is called when the client has left, and
-    `at_once`, see `answer_at_once`. They spare each request a task that waits for the client, and a response in three pieces.
-
-    httptools parses strictly: conflicting lengths, folded headers, bare line ends and control characters are refused there.
+    `expire` is to be called every now and then. The first arguments are those that uvicorn's server gives. httptools parses
+    strictly: conflicting lengths, folded headers, bare line ends and control characters are refused there. The methods named
+    `on_` are called by it.
     """
 
-    def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._most = most
-        self._began: float | None = None
-        self._in_head = False
-        self._head_size = 0
-        self._may_be_large = False
-        self._leaving = Leaving()
+    transport: asyncio.Transport
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        serve: Callable[[Request], Awaitable[None]],
+        most: int,
+    ) -> None:
+        self._state = server_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._serve = serve
+        self._most = most
+        self._parser = self._new_parser()
+        self._request: Request | None = None
+        self._coming: Request | None = None
+        self._waiting: deque[Request] = deque()
+        self._began: float | None = None
+        self._idle_since = 0.0
+        self._in_head = self._may_be_large = False
+        self._head_size = 0
+        self._is_reading = True
+        self._drained: asyncio.Future[None] | None = None
+        self.is_full = self._ending = self._expects = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes a connection, or refuses one too many."""
-        super().connection_made(transport)
-        self._began = self.loop.time()
-        if len(self.connections) > self._most:
+        self.transport = transport  # type: ignore[assignment]
+        self._state.connections.add(self)  # type: ignore[arg-type]
+        self._began = self._idle_since = self._loop.time()
+        if len(self._state.connections) > self._most:
             self._refuse(_Refusal(503, "too_many_connections", f"there are {self._most} connections already"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left, or was told to."""
-        super().connection_lost(exc)
-        self._leaving.left()
+        self._state.connections.discard(self)
+        self._waiting.clear()
+        if self._request is not None:
+            self._request.leave()
+        self.resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Takes the next bytes."""
-        self._unset_keepalive_if_required()
-        if self._began is None and (self.cycle is None or self.cycle.response_complete):
-            self._began = self.loop.time()
+        if self._began is None and self._request is None:
+            self._began = self._loop.time()
         within_head = self._in_head
         self._may_be_large = within_head or len(data) > MAX_HEAD
         self._feed(data)
@@ -76,46 +107,160 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._head_size > MAX_HEAD:
                 self._refuse(_head_too_large())
 
-    def expire(self, before: float) -> None:
-        """Ends the connection if the request that is coming in began before that time of the loop."""
-        if self._began is None or self._began > before or self.transport.is_closing():
+    def expire(self, now: float, patience: float) -> None:
+        """Ends the connection if nothing has come for too long, or not all of a request within `patience` seconds."""
+        if self.transport.is_closing():
             return
-        if self.flow.read_paused:
-            self._began = self.loop.time()  # it is we who do not read
-        elif self.cycle is None and not self._in_head:
+        if self._began is None:
+            if self._request is None and now - self._idle_since > KEEP_ALIVE:
+                self.transport.close()
+        elif not self._is_reading:
+            self._began = now  # it is we who do not read
+        elif now - self._began > patience:
+            if self._coming is None and not self._in_head:
+                self.transport.close()
+            else:
+                self._refuse(_Refusal(408, "request_timeout", "the request did not come in time (server.request_timeout)"))
+
+    def shutdown(self) -> None:
+        """Ends the connection as soon as the request that is being served is answered."""
+        self._ending = True
+        if self._request is None:
             self.transport.close()
         else:
-            self._refuse(_Refusal(408, "request_timeout", "the request did not come in time (server.request_timeout)"))
+            self._request.keep_alive = False
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is given."""
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.is_full = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def drained(self) -> None:
+        """Waits until the client has taken what was written, as far as it takes to write more."""
+        self._drained = self._loop.create_future()
+        await self._drained
+
+    def wanted(self, request: Request) -> None:
+        """Lets the body of that request come in."""
+        if self._expects and not request.size and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._expects = False
+        self._read(True)
+
+    def over(self, request: Request) -> None:
+        """Goes on to the next request; what still comes of this one's body is nobody's."""
+        self._request, self._idle_since = None, self._loop.time()
+        self._state.total_requests += 1
+        if not request.keep_alive:
+            self.transport.close()
+        elif not self.transport.is_closing():
+            if self._waiting:
+                self._start(self._waiting.popleft())
+            self._read(True)
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        super().on_message_begin()
         if self._began is None:
-            self._began = self.loop.time()
+            self._began = self._loop.time()
         self._in_head, self._head_size = True, 0
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._encodings: list[bytes] = []
+        self._expects = False
+
+    def on_url(self, url: bytes) -> None:
+        """More of what is asked for."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; or a trailer, which must not pass for one."""
+        if not self._in_head:
+            return
+        name = name.lower()
+        if name == b"transfer-encoding":
+            self._encodings.append(value.lower())
+        elif name == b"expect":
+            self._expects = value.lower() == b"100-continue"
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The headers are there; a request that asks to go on in another protocol is read again without that wish."""
         self._in_head = False
-        if self.parser.should_upgrade():
+        parser, version = self._parser, self._parser.get_http_version()
+        if parser.should_upgrade():
             return
-        self._check_head()
-        super().on_headers_complete()
-        self.scope["leaving"], self.scope["at_once"] = self._leaving, partial(answer_at_once, self.cycle)  # type: ignore[typeddict-unknown-key]
-        # Trailers come to the same list; what comes after the body must not pass for what came before it.
-        self.headers = []
+        self._check_head(version)
+        is_http10 = version == "1.0"
+        method, path = parser.get_method().decode("ascii"), _path_of(self._url)
+        keep_alive = not is_http10 and not self._ending and parser.should_keep_alive()
+        request = self._coming = Request(self, method, path, self._headers, keep_alive=keep_alive)
+        request.is_http10 = is_http10
+        if self._request is None:
+            self._start(request)
+        else:
+            self._waiting.append(request)
+
+    def on_body(self, body: bytes) -> None:
+        """More of the body."""
+        request = self._coming
+        if request is None or request.ended:
+            return
+        request.parts.append(body)
+        request.size += len(body)
+        if request.wanted:
+            request.arrived()
+        elif request.size > MAX_UNREAD:
+            self._read(False)
 
     def on_message_complete(self) -> None:
         """The request is there."""
-        if not self.parser.should_upgrade():
-            self._began = None
-            super().on_message_complete()
-            if not self.pipeline:
-                self.flow.resume_reading()  # a large body has stopped it; but only who reads notes that the client leaves
+        if self._parser.should_upgrade() or self._coming is None:
+            return
+        self._began = None
+        request, self._coming = self._coming, None
+        request.whole = True
+        request.arrived()
+        if not self._waiting:
+            self._read(True)  # a large body has stopped it; but only who reads notes that the client leaves
+
+    def _start(self, request: Request) -> None:
+        self._request = request
+        # Each connection's requests are tasks of the server, which waits for them when it stops.
+        task = self._loop.create_task(self._answer(request))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    async def _answer(self, request: Request) -> None:
+        """Has the request served, and cuts what could not be brought to an end."""
+        request.task = asyncio.current_task()
+        try:
+            await self._serve(request)
+        except Exception as error:
+            _log.error("a response could not be sent: %s", type(error).__name__)
+        finally:
+            request.task = None
+            if not request.ended:
+                request.cut()
+
+    def _read(self, more: bool) -> None:
+        if self._is_reading != more and not self.transport.is_closing():
+            self._is_reading = more
+            self.transport.resume_reading() if more else self.transport.pause_reading()
+
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # What comes behind a request with `connection: close` is no error of that request.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
 
     def _feed(self, data: bytes) -> None:
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._read_again(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
@@ -124,35 +269,32 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _read_again(self, rest: bytes) -> None:
         """Reads a request without its `upgrade` header, which a server may ignore (RFC 9110, section 7.8)."""
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
         if method == b"CONNECT":
             return self._refuse(_Refusal(405, "method_not_allowed", "this is no proxy"))
-        lines = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._feed(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(lines)) + rest)
+        lines = [b"%b: %b\r\n" % pair for pair in self._headers if pair[0] != b"upgrade"]
+        self._parser = self._new_parser()
+        self._feed(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self._url, version, b"".join(lines)) + rest)
 
-    def _check_head(self) -> None:
-        headers, version = self.headers, self.parser.get_http_version()
-        encodings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    def _check_head(self, version: str) -> None:
+        headers, encodings = self._headers, self._encodings
         if len(headers) > MAX_HEADERS or (
             self._may_be_large  # else it came at once and is small; adding up takes time
-            and len(self.url) + sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD
+            and len(self._url) + sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD
         ):
             raise _head_too_large()
         if version not in ("1.1", "1.0"):
             raise _Refusal(505, "http_version_not_supported", "use HTTP/1.1")
         if encodings and (encodings != [b"chunked"] or version == "1.0"):
             raise _Refusal(400, "invalid_http", "the only transfer-encoding here is chunked, once, in HTTP/1.1")
-        if len(self.pipeline) >= MAX_PIPELINED:
+        if len(self._waiting) >= MAX_PIPELINED:
             raise _Refusal(400, "invalid_http", f"more than {MAX_PIPELINED} requests wait on this connection")
 
     def _refuse(self, refusal: _Refusal) -> None:
         """Tells the refusal where that cannot be taken for another request's answer, and closes the connection."""
         if self.transport.is_closing():
             return
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if not answering or not (self.cycle.response_started or self.pipeline):
+        if self._request is None or not (self._request.sent or self._waiting):
             content = msgspec.json.encode(refusal.to_json())
             status = b"%d %b" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())
             head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
@@ -160,22 +302,17 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def answer_at_once(cycle: RequestResponseCycle, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
-    """Writes a whole response, which states its length, in one piece; false, and nothing, where that cannot be done now."""
-    if cycle.response_started or cycle.disconnected or cycle.flow.write_paused or cycle.scope["method"] == "HEAD":
-        return False
-    lines = [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, *headers)]
-    head = b"".join(lines)
-    if _CONTROL.search(head) or head.count(b"\n") != len(lines):
-        raise ValueError("a header of the response cannot be sent")
-    cycle.response_started = cycle.response_complete = True
-    end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-    cycle.transport.write(b"".join((STATUS_LINE[status], head, end, body)))
-    cycle.message_event.set()
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-    return True
+@lru_cache(256)
+def _path_of(url: bytes) -> str:
+    """The path that a request's target names, percent-decoded; for both of its forms (RFC 9112, section 3.2)."""
+    try:
+        return unquote(httptools.parse_url(url).path.decode("ascii"))
+    except (httptools.HttpParserError, AttributeError, UnicodeDecodeError):
+        _invalid("the request's target is no path")
+
+
+def _invalid(what: str) -> NoReturn:
+    raise _Refusal(400, "invalid_http", what)
 
 
 def _head_too_large() -> _Refusal:

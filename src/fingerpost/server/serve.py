@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,12 +20,9 @@ from fingerpost.config.access import TlsConfig
 from fingerpost.errors import ConfigError, Problem
 from fingerpost.server.app import App
 from fingerpost.server.auth import check_exposure
-from fingerpost.server.protocol import GuardedProtocol
+from fingerpost.server.protocol import ClientConnection
+from fingerpost.server.request import Request
 from fingerpost.server.upkeep import Upkeep
-
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: longer than clients keep theirs (5 s to 60 s), or one of theirs would now and then
-meet a connection that is just being closed."""
 
 
 class Server(uvicorn.Server):
@@ -53,10 +50,10 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop. Once a second, ends connections whose request does not come in."""
         if counter % 10 == 0:
-            before = asyncio.get_running_loop().time() - self._request_timeout
+            now = asyncio.get_running_loop().time()
             for connection in tuple(self.server_state.connections):
-                if isinstance(connection, GuardedProtocol):
-                    connection.expire(before)
+                if isinstance(connection, ClientConnection):
+                    connection.expire(now, self._request_timeout)
         return await super().on_tick(counter)
 
     async def _listen_to_administrators(self, admin: uvicorn.Config) -> None:
@@ -118,21 +115,23 @@ def build_server(world: World, upkeep: Upkeep | None = None) -> Server:
     """
     check_exposure(world.config)
     settings, app = world.config.server, App(world, upkeep=upkeep)
-    config = _uvicorn_config(world, app, settings.host, settings.port)
+    config = _uvicorn_config(world, app, app.serve, settings.host, settings.port)
     if settings.tls is not None:
         config.ssl = build_tls(settings.tls)
     admin = None
     if settings.admin is not None and settings.admin.port is not None:
-        admin = _uvicorn_config(world, app.admin, settings.admin.host, settings.admin.port)
+        admin = _uvicorn_config(world, app, app.serve_admin, settings.admin.host, settings.admin.port)
     return Server(config, admin, settings.request_timeout)
 
 
-def _uvicorn_config(world: World, app: Any, host: str, port: int) -> uvicorn.Config:
+def _uvicorn_config(
+    world: World, app: App, serve: Callable[[Request], Awaitable[None]], host: str, port: int
+) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=partial(GuardedProtocol, most=world.config.server.connections),  # type: ignore[arg-type]
+        http=partial(ClientConnection, serve=serve, most=world.config.server.connections),  # type: ignore[arg-type]
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -142,7 +141,6 @@ def _uvicorn_config(world: World, app: Any, host: str, port: int) -> uvicorn.Con
         date_header=False,
         proxy_headers=False,
         log_level="warning",
-        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=_drain(world),
     )
     config.load()

@@ -33,7 +33,7 @@ class RequestWriter:
         own = {name.encode("latin-1"): value.encode() for name, value in own_headers(backend).items()}
         host = own.pop(b"host", address.authority.encode())
         kept = [(name, value) for name, value in own.items() if name not in _FRAMING]
-        self._fixed = b" HTTP/1.1\r\n" + _fields([(b"host", host), *kept])
+        self._fixed = b" HTTP/1.1\r\n" + fields([(b"host", host), *kept])
         self._stopped = _FRAMING | own.keys()
         self._lines: dict[tuple[str, str], bytes] = {}
 
@@ -44,7 +44,7 @@ class RequestWriter:
             ValueError: a header or the path has a line break or another character that would end it early.
         """
         line = self._lines.get((method, path)) or self._line(method, path)
-        passed = _fields([field for field in headers if field[0] not in self._stopped])
+        passed = fields([field for field in headers if field[0] not in self._stopped])
         return b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, passed, length)
 
     def _line(self, method: str, path: str) -> bytes:
@@ -56,10 +56,15 @@ class RequestWriter:
         return line
 
 
-def _fields(fields: Headers) -> bytes:
-    written = b"".join([b"%b: %b\r\n" % field for field in fields])
+def fields(headers: Headers) -> bytes:
+    """Header fields as lines.
+
+    Raises:
+        ValueError: one of them has a line break or another character that would end it early.
+    """
+    written = b"".join([b"%b: %b\r\n" % field for field in headers])
     # One comparison for all of them: any line break beyond those just written is somebody's attempt to add a header.
-    if not len(fields) == written.count(b"\n") == written.count(b"\r") or b"\0" in written:
+    if not len(headers) == written.count(b"\n") == written.count(b"\r") or b"\0" in written:
         raise ValueError("this header cannot be sent")
     return written
 

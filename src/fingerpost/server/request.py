@@ -1,0 +1,206 @@
+"""One HTTP request as far as it has come in, and the way its response goes out."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Protocol
+
+from fingerpost.gateway import is_event_stream
+from fingerpost.upstreams import Headers
+from fingerpost.upstreams.wire import fields
+
+WITHOUT_BODY = frozenset({204, 304})
+"""Statuses whose responses end with their head (RFC 9112, section 6.3)."""
+
+
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode()
+
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_STATUS_LINES = {status: _status_line(status) for status in range(100, 1000)}
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the response was over."""
+
+
+class Line(Protocol):
+    """The connection that a request came in by."""
+
+    transport: asyncio.Transport
+    is_full: bool
+
+    def wanted(self, request: Request) -> None:
+        """Notes that the body of that request is waited for."""
+
+    async def drained(self) -> None:
+        """Waits until the client has taken what was written, as far as it takes to write more."""
+
+    def over(self, request: Request) -> None:
+        """Notes that the response to that request is out."""
+
+
+class Request:
+    """A request and its response. What has come is `parts`, `size` bytes in all; `whole` says that nothing more comes.
+
+    The response is sent whole (`send`), or begun, written in chunks, and ended. `sent` says that bytes of it went out, and
+    `ended` that there can be no more. `id` and `on_admin_port` are for whoever serves it to set.
+    """
+
+    __slots__ = (
+        "_awaited", "_chunked", "_gone", "_head", "_headers", "_left", "_line", "_tail", "ended", "headers", "id", "is_http10",
+        "keep_alive", "method", "on_admin_port", "parts", "path", "sent", "size", "task", "wanted", "whole",
+    )  # fmt: skip
+
+    def __init__(self, line: Line, method: str, path: str, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.is_http10 = False
+        self.id = ""
+        self.on_admin_port = False
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.whole = self.wanted = self.sent = self.ended = False
+        self.task: asyncio.Task[None] | None = None
+        self._line = line
+        self._gone = False
+        self._awaited: asyncio.Future[None] | None = None
+        self._head = b""
+        self._headers: Headers = ()
+        self._tail = b""
+        self._chunked = False
+        self._left = 0
+
+    async def body(self, limit: int) -> bytes | None:
+        """The whole body, or None as soon as it is known to be larger than `limit` bytes.
+
+        Raises:
+            ClientGone: the rest of it will not come.
+        """
+        if not self.whole:
+            self.wanted = True
+            self._line.wanted(self)
+        while not (self.whole or self.size > limit or self._gone):
+            self._awaited = asyncio.get_running_loop().create_future()
+            await self._awaited
+        self.wanted = False
+        if self._gone:
+            raise ClientGone
+        parts, self.parts = self.parts, []
+        if self.size > limit:
+            return None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def arrived(self) -> None:
+        """Tells whoever waits for the body that more of it, or its end, has come."""
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
+
+    def leave(self) -> None:
+        """Notes that the client has left, and ends what is being done for it."""
+        self._gone = True
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_result(None)
+        elif self.task is not None:
+            self.task.cancel()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left."""
+        return self._gone
+
+    def send(self, status: int, headers: Headers, content: bytes) -> None:
+        """Sends a whole response, whose headers state its length, in one piece."""
+        if self._gone:
+            return
+        ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        shown = b"" if self.method == "HEAD" else content
+        self._line.transport.write(b"%b%b%b%b" % (_STATUS_LINES[status], fields(headers), ending, shown))
+        self.sent = True
+        self._over()
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """Begins a response whose body is written in chunks; its head goes out with the first of them."""
+        framing = b""
+        self._headers = headers
+        length = next((value for name, value in headers if name == b"content-length"), None)
+        self._left = -1
+        if self.method == "HEAD" or status in WITHOUT_BODY:
+            self._left = 0
+        elif length is not None:
+            self._left = int(length)
+        elif self.is_http10:
+            self.keep_alive = False  # the body reaches to the end of the connection
+        else:
+            self._chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self._head = b"%b%b%b%b" % (_STATUS_LINES[status], fields(headers), framing, ending)
+
+    async def write(self, chunk: bytes) -> None:
+        """Writes a chunk of the body, and waits while the client takes less than it is given.
+
+        Raises:
+            ConnectionAbortedError: it is more than the length that was stated.
+        """
+        if self._left >= 0:
+            if self.method == "HEAD":
+                return
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise ConnectionAbortedError("the body is longer than was stated")
+        self._put(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        self._tail = chunk if len(chunk) > 3 else self._tail[-3:] + chunk
+        if self._line.is_full:
+            await self._line.drained()
+
+    def end(self) -> None:
+        """Ends the response.
+
+        Raises:
+            ConnectionAbortedError: the body is shorter than was stated.
+        """
+        if self._left > 0:
+            raise ConnectionAbortedError("the body is shorter than was stated")
+        if self._chunked or self._head:
+            self._put(b"0\r\n\r\n" if self._chunked else b"")
+        self._over()
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether a stream of events is under way, to which one more can be added."""
+        encoded = any(name == b"content-encoding" for name, _ in self._headers)
+        return self._left < 0 and not encoded and is_event_stream(self._headers)
+
+    def end_with_event(self, data: bytes) -> None:
+        """Ends a stream of events with one more.
+
+        The backend may have broken off within an event; a blank line ends that one, so that this one is read by itself.
+        """
+        ended = self._tail.endswith((b"\n\n", b"\n\r\n"))
+        event = (b"" if ended else b"\n" if self._tail.endswith(b"\n") else b"\n\n") + b"data: " + data + b"\n\n"
+        self._put(b"%x\r\n%b\r\n" % (len(event), event) if self._chunked else event)
+        self.end()
+
+    def cut(self) -> None:
+        """Ends the response and its connection, so that the client does not take what it has for the whole."""
+        self.ended = True
+        if self._left < 0 and not self._chunked:
+            self._line.transport.abort()  # the end of the connection would be that of the body
+        else:
+            self._line.transport.close()
+
+    def _put(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        self.sent = True
+        if not self._gone:
+            self._line.transport.write(data)
+
+    def _over(self) -> None:
+        self.ended = True
+        self._line.over(self)
