@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from fingerpost.attempts import Attempts, Trail
 from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.clients import Visit
+from fingerpost.deadlines import Deadlines
 from fingerpost.errors import FingerpostError, InvalidRequest, UpstreamError, UpstreamTimeout
 from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
@@ -73,7 +73,7 @@ class Gateway:
         self.router = router
         self.upstreams = upstreams
         self.observers = tuple(observers)
-        self.deadline = deadline
+        self.deadlines = Deadlines(deadline)
         self.attempts = Attempts(upstreams, budget or Budget(), retries=retries, hedge=hedge, clock=clock, pause=pause)
         self.in_flight = 0
         self.running: set[asyncio.Task[object]] = set()
@@ -124,43 +124,15 @@ class Gateway:
             story.fail(error)
         self.tell(story.exchange(self.clock()))
 
-    @asynccontextmanager
-    async def carry(
-        self, body: bytes, headers: Headers = (), request_id: str = "", visit: Visit | None = None
-    ) -> AsyncIterator[Answer]:
-        """The answer to a chat body, from the first backend that gives one; leaving the context lets go of the backend.
+    def carry(self, body: bytes, headers: Headers = (), request_id: str = "", visit: Visit | None = None) -> Carrying:
+        """The context in which there is an answer to a chat body, from the first backend that gives one; leaving it lets go of
+        the backend.
 
-        Raises:
+        Raises, when it is entered:
             FingerpostError: the request is wrong, its client may not, nothing fits, or no backend answered; its message names
                 those tried.
         """
-        with self._telling(request_id, visit) as story:
-            request = ChatRequest.parse(body)
-            story.stream = request.stream
-            if visit is not None:
-                await visit.admit(request.needs.tokens)
-                headers = _readable(headers) if visit.metered else headers
-            story.decision = await self.router.decide(request, visit.client.access if visit else EVERYTHING)
-            self.attempts.budget.earn()
-            deadline = asyncio.get_running_loop().time() + self.deadline
-            passed = _going_on(headers)
-
-            def call(backend: Backend) -> Call:
-                return Call(backend, request.body_for(backend.model), passed, deadline=deadline)
-
-            try:
-                async with asyncio.timeout_at(deadline):
-                    backend, reply, first = await self.attempts.first_reply(story.decision.backends, call, story.trail)
-            except TimeoutError:
-                raise UpstreamTimeout(f"no backend answered within {self.deadline:g} s ({story.trail.tried})") from None
-            story.status = reply.status
-            story.first_byte = self.clock() - story.start
-            chunks = Chunks(reply, first, story)
-            try:
-                yield Answer(story.decision, backend, reply.status, _going_back(reply.headers), chunks)
-            finally:
-                chunks.close()
-                await reply.close()
+        return Carrying(self, body, headers, _Story(request_id, self.clock(), key=visit.name if visit else None), visit)
 
     def cut(self) -> None:
         """Cancels the tasks of all requests that are being served."""
@@ -260,15 +232,95 @@ class _Telling:
         self._gateway.tell(exchange)
 
 
+class Carrying(_Telling):
+    """The block in which a backend's answer is at hand."""
+
+    __slots__ = ("_body", "_chunks", "_headers", "_reply")
+
+    def __init__(self, gateway: Gateway, body: bytes, headers: Headers, story: _Story, visit: Visit | None) -> None:
+        super().__init__(gateway, story, visit)
+        self._body, self._headers = body, headers
+
+    async def __aenter__(self) -> Answer:
+        self.__enter__()
+        try:
+            return await self._ask(self._gateway, self._story, self._visit)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._chunks.close()
+            await self._reply.close()
+        finally:
+            self.__exit__(kind, error, trace)
+
+    async def _ask(self, gateway: Gateway, story: _Story, visit: Visit | None) -> Answer:
+        """Reads, decides, and finds the backend that answers."""
+        request = ChatRequest.parse(self._body)
+        story.stream = request.stream
+        access, headers = EVERYTHING, self._headers
+        if visit is not None:
+            await visit.admit(request.needs.tokens)
+            access, headers = visit.client.access, _readable(headers) if visit.metered else headers
+        story.decision = decision = await gateway.router.decide(request, access)
+        gateway.attempts.budget.earn()
+        deadline, passed = gateway.deadlines.begin(self._task), _going_on(headers)
+
+        def call(backend: Backend) -> Call:
+            return Call(backend, request.body_for(backend.model), passed, deadline=deadline.at)
+
+        try:
+            backend, reply, first = await gateway.attempts.first_reply(decision.backends, call, story.trail)
+        except asyncio.CancelledError:
+            if gateway.deadlines.missed(deadline):
+                late = f"no backend answered within {gateway.deadlines.seconds:g} s ({story.trail.tried})"
+                raise UpstreamTimeout(late) from None
+            raise
+        finally:
+            gateway.deadlines.end(deadline)
+        head = _Head(reply.headers)
+        story.status, story.first_byte = reply.status, gateway.clock() - story.start
+        self._reply, self._chunks = reply, Chunks(reply, first, head, story)
+        return Answer(decision, backend, reply.status, head.going_back, self._chunks)
+
+
+class _Head:
+    """What a reply's headers say: those that go back to the client, the length, whether it is encoded or a stream of events."""
+
+    __slots__ = ("encoded", "events", "going_back", "length")
+
+    def __init__(self, headers: Headers) -> None:
+        self.length = b""
+        self.encoded = self.events = False
+        going_back = []
+        for pair in headers:
+            name = pair[0]
+            if name == b"content-length":
+                self.length = pair[1]
+            elif name == b"content-type":
+                self.events = b"event-stream" in pair[1].lower()
+            elif name == b"content-encoding":
+                self.encoded = True
+            elif name in STOPPED_REPLY_HEADERS or name.startswith(b"x-fingerpost-"):
+                continue
+            going_back.append(pair)
+        hop = _hop_by_hop(headers)
+        self.going_back: Headers = tuple([pair for pair in going_back if pair[0] not in hop] if hop else going_back)
+
+
 class Chunks:
     """The reply's chunks as they are, counted, with usage read in passing."""
 
     __slots__ = ("_chunks", "_next", "_reader", "_story", "whole")
 
-    def __init__(self, reply: Reply, first: bytes, story: _Story) -> None:
+    def __init__(self, reply: Reply, first: bytes, head: _Head, story: _Story) -> None:
         # A body of which all is there need not be waited for: `whole`, to be sent at once; else empty.
-        self.whole = first if first and reply.header(b"content-length") == b"%d" % len(first) else b""
-        self._reader = None if reply.header(b"content-encoding") else UsageReader(stream=is_event_stream(reply.headers))
+        self.whole = first if first and head.length == b"%d" % len(first) else b""
+        self._reader = None if head.encoded else UsageReader(stream=head.events)
         self._chunks, self._story = reply.chunks, story
         self._next: bytes | None = first
 
@@ -308,8 +360,8 @@ def is_event_stream(headers: Headers) -> bool:
 
 def _going_on(headers: Headers) -> Headers:
     """Those of a client's headers that a backend gets."""
-    passed = PASSED_REQUEST_HEADERS - _hop_by_hop(headers)
-    return tuple(pair for pair in headers if pair[0] in passed)
+    hop = _hop_by_hop(headers)
+    return [pair for pair in headers if pair[0] in PASSED_REQUEST_HEADERS and pair[0] not in hop]
 
 
 def _readable(headers: Headers) -> Headers:
@@ -318,12 +370,13 @@ def _readable(headers: Headers) -> Headers:
     return (*kept, (b"accept-encoding", b"identity"))
 
 
-def _going_back(headers: Headers) -> Headers:
-    """Those of a backend's headers that the client gets."""
-    stopped = STOPPED_REPLY_HEADERS | _hop_by_hop(headers)
-    return tuple(pair for pair in headers if pair[0] not in stopped and not pair[0].startswith(b"x-fingerpost-"))
+_ABOUT_IT_ONLY = frozenset({b"keep-alive", b"close"})
 
 
 def _hop_by_hop(headers: Headers) -> frozenset[bytes]:
     """The headers that `connection` declares to be about this hop only."""
-    return frozenset(token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b","))
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in _ABOUT_IT_ONLY:
+            values = [value for name, value in headers if name == b"connection"]
+            return frozenset(token.strip().lower() for value in values for token in value.split(b","))
+    return frozenset()
