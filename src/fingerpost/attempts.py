@@ -109,11 +109,13 @@ class Attempts:
         for round_ in range(1 + self.retries):
             if round_ and left:
                 await self._pause(backoff(round_, random.random()))
-            turns = deque(backend for backend in left for _ in backend.urls)
+            turns = deque([backend for backend in left for _ in backend.urls])
             before = len(trail.attempts)
             while turns and (not round_ or self.budget.spend()):
                 seen = len(trail.attempts)
-                found = await self._next(turns, call, "retry" if round_ else "failover" if trail.called else "first", trail)
+                found = await self._next(
+                    turns, call, "retry" if round_ else "failover" if trail.attempts and trail.called else "first", trail
+                )
                 if found is not None:
                     return found
                 for attempt in trail.attempts[seen:]:

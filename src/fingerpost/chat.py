@@ -239,28 +239,29 @@ def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str
         raise InvalidRequest("messages: at least one message is needed", param="messages")
     if len(body.messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages: more than {MAX_MESSAGES} of them", param="messages")
-    messages = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(body.messages))
-    tools = tuple(_tool_name(tool) for tool in (*(body.tools or ()), *(body.functions or ())))
-    conversation = Conversation(messages, tools, {key: _as_text(value) for key, value in (body.metadata or {}).items()})
+    messages = tuple([_message(message, index) for index, message in enumerate(body.messages)])
+    offered = (*(body.tools or ()), *(body.functions or ()))
+    metadata = {key: _as_text(value) for key, value in body.metadata.items()} if body.metadata else {}
+    conversation = Conversation(messages, tuple([_tool_name(tool) for tool in offered]), metadata)
     return ChatRequest(
         conversation=conversation,
         model=body.model,
         stream=bool(body.stream),
-        needs=Needs(_features(conversation, body.response_format), _tokens(conversation, body)),
+        needs=_needs(conversation, body),
         routes=tuple(body.fingerpost.routes) if body.fingerpost and body.fingerpost.routes is not None else None,
         source=source,
         layout=layout,
     )
 
 
-def _message(message: _Message, path: str) -> Message:
+def _message(message: _Message, place: int) -> Message:
     calls_tools = bool(message.tool_calls) or message.function_call is not None
     if message.content is None or isinstance(message.content, str):
         text = message.content or message.refusal
         return Message(message.role, (text,) if text else (), (), calls_tools)
     for index, part in enumerate(message.content):
         if part.type == "text" and part.text is None:
-            where = f"{path}.content[{index}].text"
+            where = f"messages[{place}].content[{index}].text"
             raise InvalidRequest(f"{where}: a text part needs a string here", param=where)
     texts = tuple(text for part in message.content if (text := part.text or part.refusal))
     media = tuple(MEDIA[part.type] for part in message.content if part.type in MEDIA)
@@ -271,26 +272,31 @@ def _tool_name(tool: _Tool) -> str:
     return str((tool.function or {}).get("name") or tool.name or "")
 
 
-def _features(conversation: Conversation, wanted: _ResponseFormat | None) -> frozenset[Feature]:
-    features: set[Feature] = {"text"}
-    for message in conversation.messages:
-        features.update(message.media)
-        if message.calls_tools or message.role in ("tool", "function"):
-            features.add("tools")
-    if conversation.tools:
-        features.add("tools")
-    if wanted is not None and wanted.type == "json_schema":
-        features.add("json_schema")
-    return frozenset(features)
+_PLAIN: frozenset[Feature] = frozenset({"text"})
+_WITH_TOOLS: frozenset[Feature] = frozenset({"text", "tools"})
 
 
-def _tokens(conversation: Conversation, body: _Body) -> int:
-    turns = sum(estimate_tokens(message.text) + 4 for message in conversation.messages)
-    tools = len(msgspec.json.encode([body.tools, body.functions])) // 4 if conversation.tools else 0
-    calls = [call for message in body.messages for call in (message.tool_calls, message.function_call) if call]
-    called = len(msgspec.json.encode(calls)) // 4 if calls else 0
+def _needs(conversation: Conversation, body: _Body) -> Needs:
+    """What serving the request takes; its tokens are those of turns, tools, their calls, images, and the longest answer."""
     answer = body.max_completion_tokens or body.max_tokens or 0
-    return turns + tools + called + conversation.images * IMAGE_TOKENS + min(max(answer, 0), _INT_MAX)
+    tokens, images, media, uses_tools = min(max(answer, 0), _INT_MAX), 0, set[Feature](), bool(conversation.tools)
+    for message in conversation.messages:
+        tokens += estimate_tokens(message.text) + 4
+        if message.media:
+            media.update(message.media)
+            images += message.images
+        if message.calls_tools or message.role in ("tool", "function"):
+            uses_tools = True
+    if uses_tools:
+        tools = [body.tools, body.functions] if conversation.tools else []
+        calls = [call for message in body.messages for call in (message.tool_calls, message.function_call) if call]
+        tokens += len(msgspec.json.encode(tools)) // 4 + (len(msgspec.json.encode(calls)) // 4 if calls else 0)
+    features = _WITH_TOOLS if uses_tools else _PLAIN
+    if media:
+        features |= media
+    if body.response_format is not None and body.response_format.type == "json_schema":
+        features |= {"json_schema"}
+    return Needs(features, tokens + images * IMAGE_TOKENS)
 
 
 def _as_text(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 from fingerpost.routes import OTHER, Backend
@@ -77,6 +76,20 @@ class Decision:
     elapsed: float = 0.0
     cached: bool = False
 
+    def timed(self, elapsed: float, *, cached: bool) -> Decision:
+        """The same, with how long it took; written out, since every request passes here and `replace` is slow."""
+        return Decision(
+            self.route,
+            self.backends,
+            self.reason,
+            self.source,
+            self.confidence,
+            self.verdict,
+            self.constraints,
+            elapsed,
+            cached,
+        )
+
     @property
     def backend(self) -> Backend | None:
         """The backend to try first; None in a table of routes without backends."""
@@ -142,7 +155,7 @@ Outcome = Literal["completed", "rejected", "failed", "cut", "client_gone"]
 backend answered. cut: a backend broke off after its first byte. client_gone: the client left."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Exchange:
     """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key: `key`
     is the name of the one that the client has.
@@ -161,23 +174,27 @@ class Exchange:
     error: str = ""
     key: str | None = None
 
-    @cached_property
+    @property
     def backend(self) -> Backend | None:
         """The backend whose reply went to the client."""
-        answered = next((attempt.backend for attempt in self.attempts if not attempt.error), None)
-        backends = self.decision.backends if self.decision else ()
-        return next((backend for backend in backends if backend.name == answered), None)
+        for attempt in self.attempts:
+            if not attempt.error and self.decision is not None:
+                for backend in self.decision.backends:
+                    if backend.name == attempt.backend:
+                        return backend
+        return None
 
-    @cached_property
+    @property
     def cost(self) -> float | None:
         """What the tokens cost in USD; None when the backend did not say how many there were."""
-        if self.usage is None or self.backend is None:
+        backend = self.backend if self.usage is not None else None
+        if self.usage is None or backend is None:
             return None
-        return self.backend.price.cost(self.usage.input_tokens, self.usage.output_tokens)
+        return backend.price.cost(self.usage.input_tokens, self.usage.output_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The exchange as JSON values: one line of the log."""
-        decision = self.decision
+        decision, backend = self.decision, self.backend
         return {
             "request_id": self.request_id,
             "outcome": self.outcome,
@@ -185,7 +202,7 @@ class Exchange:
             "key": self.key,
             "stream": self.stream,
             "route": decision.route if decision else None,
-            "backend": self.backend.name if self.backend else None,
+            "backend": backend.name if backend else None,
             "confidence": None if decision is None or decision.confidence is None else round(decision.confidence, 4),
             "source": decision.source if decision else None,
             "reason": decision.reason if decision else None,

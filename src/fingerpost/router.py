@@ -101,7 +101,7 @@ class Router:
             decision = policy.choose(table, request.needs, verdict, why_not, access)
         else:
             decision, cached = policy.obey(table, request.needs, request.model, access), False
-        return replace(decision, elapsed=self._clock() - start, cached=cached)
+        return decision.timed(self._clock() - start, cached=cached)
 
     async def believe(self, conversation: Conversation, table: RouteTable) -> Verdict:
         """What the classifier believes about the routes of a table that is not this router's own; nothing is decided.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+
+import pytest
 
 from fingerpost.observers.log import JsonLog
 from fingerpost.records import Attempt, Decision, Exchange, Usage, Verdict
@@ -83,3 +86,29 @@ def test_a_line_is_written_out_at_once() -> None:
     JsonLog(stream).observe(whole_exchange())
     assert stream.flushed == 1
     assert json.loads(stream.getvalue())["at"].startswith("2")
+
+
+async def test_what_ends_in_one_round_of_the_loop_is_written_together() -> None:
+    class Stream(io.StringIO):
+        flushes = 0
+
+        def flush(self) -> None:
+            self.flushes += 1
+
+    stream = Stream()
+    log = JsonLog(stream)
+    for expected in (2, 3):
+        while len(stream.getvalue().splitlines()) + len(log._lines) < expected:
+            log.observe(whole_exchange())
+        await asyncio.sleep(0)
+        assert len(stream.getvalue().splitlines()) == expected
+    assert stream.flushes == 2
+
+
+async def test_a_stream_that_cannot_be_written_is_said_and_fails_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    stream = io.StringIO()
+    log = JsonLog(stream)
+    stream.close()
+    log.observe(whole_exchange())
+    await asyncio.sleep(0)
+    assert caplog.messages == ["the log of requests cannot be written: ValueError"]

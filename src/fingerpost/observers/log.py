@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TextIO
 
 import msgspec
 
 from fingerpost.records import Exchange
 
+_log = logging.getLogger("fingerpost.observers")
+
 
 class JsonLog:
-    """Writes each exchange as a line of JSON to a text stream; `now` gives seconds since the epoch."""
+    """Writes each exchange as a line of JSON to a text stream; `now` gives seconds since the epoch.
+
+    In an event loop, what ends in one round of it is written together, at the end of that round.
+    """
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.time) -> None:  # noqa: TID251  (a stamp)
         self._stream = stream
         self._now = now
+        self._lines: list[str] = []
 
     def observe(self, exchange: Exchange) -> None:
-        """Writes one line, stamped with UTC."""
-        stamp = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="milliseconds")
-        line = msgspec.json.encode({"at": stamp, **exchange.to_json()}).decode()
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        """Takes one exchange, stamped with UTC."""
+        seconds, milliseconds = divmod(int(self._now() * 1e3), 1000)
+        told = {"at": f"{_second(seconds)}.{milliseconds:03d}+00:00", **exchange.to_json()}
+        self._lines.append(msgspec.json.encode(told).decode() + "\n")
+        if len(self._lines) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:  # no loop: nobody comes back to it
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was taken."""
+        lines, self._lines = self._lines, []
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError) as error:  # a full disk, a reader that has gone, a stream that was closed
+            _log.error("the log of requests cannot be written: %s", type(error).__name__)
+
+
+@lru_cache(2)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

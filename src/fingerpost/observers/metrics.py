@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cache
+from collections.abc import Collection, Iterable
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from fingerpost.records import Exchange
+from fingerpost.observers.series import Counts, Histograms
+from fingerpost.records import Decision, Exchange
 from fingerpost.upstreams.health import Guard
 
 DECISION_BUCKETS = (0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
@@ -26,7 +27,7 @@ class Metrics:
     def __init__(self, routes: Collection[str]) -> None:
         self.registry = CollectorRegistry()
         self._routes = frozenset(routes)
-        count, time = self._counter, self._histogram
+        count, time = partial(Counts, self.registry), partial(Histograms, self.registry)
         self._requests = count("requests", "Requests by how they ended.", "route", "backend", "status", "outcome")
         self._decisions = time("decision_seconds", "Time to decide.", DECISION_BUCKETS, "source", "cached")
         self._attempts = count(
@@ -51,16 +52,9 @@ class Metrics:
         )
         self._last_reload_ok.set(1)
 
-    def _counter(self, name: str, what: str, *labels: str) -> Callable[..., Counter]:
-        # `labels` takes locks and makes strings each time; the series that there are do not change.
-        return cache(Counter(f"fingerpost_{name}", what, labels, registry=self.registry).labels)
-
-    def _histogram(self, name: str, what: str, buckets: Sequence[float], *labels: str) -> Callable[..., Histogram]:
-        return cache(Histogram(f"fingerpost_{name}", what, labels, buckets=buckets, registry=self.registry).labels)
-
     def reloaded(self, *, ok: bool) -> None:
         """Counts a reload of the configuration."""
-        self._reloads("ok" if ok else "failed").inc()
+        self._reloads.add("ok" if ok else "failed")
         self._last_reload_ok.set(ok)
 
     def learn(self, routes: Collection[str]) -> None:
@@ -69,23 +63,25 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Counts one exchange."""
-        decision, backend = exchange.decision, exchange.backend.name if exchange.backend else ""
-        self._requests(self._route(exchange), backend, str(exchange.status), exchange.outcome).inc()
+        decision, backend = exchange.decision, exchange.backend
+        name = backend.name if backend else ""
+        self._requests.add(self._route(decision), name, str(exchange.status), exchange.outcome)
         if decision is not None:
-            self._decisions(decision.source, str(decision.cached).lower()).observe(decision.elapsed)
+            self._decisions.add(decision.elapsed, decision.source, "true" if decision.cached else "false")
         for attempt in exchange.attempts:
             if not attempt.called:
-                self._skipped(attempt.backend, attempt.kind).inc()
+                self._skipped.add(attempt.backend, attempt.kind)
                 continue
-            self._attempts(attempt.backend, str(attempt.status or "none")).inc()
+            self._attempts.add(attempt.backend, str(attempt.status or "none"))
             if attempt.kind != "first":
-                self._retries(attempt.backend, attempt.kind).inc()
+                self._retries.add(attempt.backend, attempt.kind)
         if exchange.first_byte is not None:
-            self._first_byte(backend).observe(exchange.first_byte)
+            self._first_byte.add(exchange.first_byte, name)
         if exchange.usage is not None:
-            self._tokens(backend, "input").inc(exchange.usage.input_tokens)
-            self._tokens(backend, "output").inc(exchange.usage.output_tokens)
-            self._cost(backend).inc(exchange.cost or 0.0)
+            usage, cost = exchange.usage, exchange.cost or 0.0
+            self._tokens.add(name, "input", amount=usage.input_tokens)
+            self._tokens.add(name, "output", amount=usage.output_tokens)
+            self._cost.add(name, amount=cost)
         if exchange.key is not None:
             self._count_key(exchange, exchange.key)
 
@@ -97,14 +93,14 @@ class Metrics:
 
     def _count_key(self, exchange: Exchange, key: str) -> None:
         # Bounded: a request without a known key has none, and the known ones are the configuration's.
-        self._key_requests(key, str(exchange.status)).inc()
+        self._key_requests.add(key, str(exchange.status))
         if exchange.usage is not None:
-            self._key_tokens(key, "input").inc(exchange.usage.input_tokens)
-            self._key_tokens(key, "output").inc(exchange.usage.output_tokens)
-            self._key_cost(key).inc(exchange.cost or 0.0)
+            self._key_tokens.add(key, "input", amount=exchange.usage.input_tokens)
+            self._key_tokens.add(key, "output", amount=exchange.usage.output_tokens)
+            self._key_cost.add(key, amount=exchange.cost or 0.0)
 
-    def _route(self, exchange: Exchange) -> str:
-        route = exchange.decision.route if exchange.decision else None
+    def _route(self, decision: Decision | None) -> str:
+        route = decision.route if decision else None
         return "" if route is None else route if route in self._routes else BROUGHT_ALONG
 
 

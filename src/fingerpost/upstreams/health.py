@@ -42,6 +42,7 @@ class Circuit:
         self._settings = settings
         self._jitter = jitter
         self._window: deque[list[int]] = deque()
+        self._calls = self._failures = 0
         self._streak = 0
         self._trips = 0
         self._open_until = float("-inf")
@@ -116,17 +117,23 @@ class Circuit:
         self._open_until, self._trying_until = now + longest * (0.75 + 0.25 * self._jitter()), float("-inf")
         self._trips, self._era, self._streak = self._trips + 1, self._era + 1, 0
         self._window.clear()
+        self._calls = self._failures = 0
 
     def _count(self, now: float, *, failed: bool) -> tuple[int, int]:
         """Counts a call; returns the calls and failures of the window, which moves in tenths of its length."""
         slot = int(now / self._settings.window * _SLOTS)
         if not self._window or self._window[-1][0] != slot:
             self._window.append([slot, 0, 0])
-        self._window[-1][1] += 1
-        self._window[-1][2] += failed
-        while self._window[0][0] <= slot - _SLOTS:
-            self._window.popleft()
-        return sum(calls for _, calls, _ in self._window), sum(failures for *_, failures in self._window)
+            while self._window[0][0] <= slot - _SLOTS:
+                _, calls, failures = self._window.popleft()
+                self._calls -= calls
+                self._failures -= failures
+        latest = self._window[-1]
+        latest[1] += 1
+        latest[2] += failed
+        self._calls += 1
+        self._failures += failed
+        return self._calls, self._failures
 
 
 class Gate:

@@ -36,6 +36,7 @@ class Http1Upstream:
         self.idle = idle
         self._writer = RequestWriter(backend, self.address)
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._latest: _Pool | None = None
 
     async def send(self, call: Call) -> Reply:
         """The backend's reply as soon as its headers are there; see `Upstream.send` for what it raises.
@@ -52,7 +53,7 @@ class Http1Upstream:
             raise openai.unsendable(name) from None
         pool = self._pool()
         deadline = pool.loop.time() + self.backend.timeouts.total
-        connection = await pool.take(deadline)
+        connection = pool.at_rest() or await pool.take(deadline)  # the first spares a coroutine
         if connection.used:
             try:
                 return await connection.carry(head, body, deadline)
@@ -62,15 +63,15 @@ class Http1Upstream:
 
     async def aclose(self) -> None:
         """Closes all connections of the running loop."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        pool, self._latest = self._pools.pop(asyncio.get_running_loop(), None), None
         if pool is not None:
             await pool.aclose()
 
     def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = self._pools[loop] = _Pool(self, loop)
+        pool = self._latest
+        if pool is None or pool.loop is not loop:
+            pool = self._latest = self._pools.get(loop) or self._pools.setdefault(loop, _Pool(self, loop))
         return pool
 
 
@@ -90,12 +91,18 @@ class _Pool:
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
 
-    async def take(self, deadline: float) -> Connection:
-        """A connection to use now, and the sole right to it."""
+    def at_rest(self) -> Connection | None:
+        """A connection that waits for work, and the sole right to it; None where all are busy."""
         while self._resting:
             connection = self._resting.pop()
             if not connection.transport.is_closing():
                 return connection
+        return None
+
+    async def take(self, deadline: float) -> Connection:
+        """A connection to use now, and the sole right to it; waits for one where there may be no more."""
+        if (resting := self.at_rest()) is not None:
+            return resting
         if self._places > 0:
             return await self.add(deadline)
         waiting: asyncio.Future[Connection | None] = self.loop.create_future()
