@@ -113,9 +113,11 @@ class Attempts:
             before = len(trail.attempts)
             while turns and (not round_ or self.budget.spend()):
                 seen = len(trail.attempts)
-                found = await self._next(
-                    turns, call, "retry" if round_ else "failover" if trail.attempts and trail.called else "first", trail
-                )
+                kind: AttemptKind = "retry" if round_ else "failover" if trail.called else "first"
+                if self.hedge is None or trail.hedged or len(turns) < 2:
+                    found = await self._attempt(call(turns.popleft()), kind, trail)
+                else:
+                    found = await self._hedged(turns, self.hedge, call, kind, trail)
                 if found is not None:
                     return found
                 for attempt in trail.attempts[seen:]:
@@ -127,17 +129,15 @@ class Attempts:
                 break
         raise trail.failure()
 
-    async def _next(
-        self, turns: deque[Backend], call: Callable[[Backend], Call], kind: AttemptKind, trail: Trail
+    async def _hedged(
+        self, turns: deque[Backend], patience: float, call: Callable[[Backend], Call], kind: AttemptKind, trail: Trail
     ) -> Found | None:
-        """Tries the backend whose turn it is and, when it is slow and a hedge is allowed, the next one beside it."""
+        """Tries the backend whose turn it is and, when it is slow and the budget allows it, the next one beside it."""
         backend = turns.popleft()
-        if self.hedge is None or trail.hedged or not turns:
-            return await self._attempt(call(backend), kind, trail)
         try:
             async with asyncio.TaskGroup() as group:
                 done, running = await asyncio.wait(
-                    {group.create_task(self._attempt(call(backend), kind, trail))}, timeout=self.hedge
+                    {group.create_task(self._attempt(call(backend), kind, trail))}, timeout=patience
                 )
                 if running and self.budget.spend():
                     trail.hedged = True

@@ -218,6 +218,8 @@ class ChatRequest:
             InvalidRequest: what `parse` had no need to look at cannot be JSON, such as an object of some class.
         """
         if isinstance(self.source, bytes):
+            if model == self.model and "model" in self.layout and "fingerpost" not in self.layout:
+                return self.source
             return splice(self.source, self.layout, {"model": msgspec.json.encode(model), "fingerpost": None})
         try:
             return msgspec.json.encode(

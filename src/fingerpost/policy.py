@@ -69,10 +69,12 @@ def obey(table: RouteTable, needs: Needs, model: str, access: Access = EVERYTHIN
     if not (access.to_route(model) if route else access.to_backend(model)):
         raise Refused(f"the {'route' if route else 'backend'} {model} {KEPT_FROM_KEY}", param="model")
     constraints = find_constraints(table, needs, named, access)
-    struck = {constraint.backend for constraint in constraints}
-    backends = tuple(backend for backend in named if backend.name not in struck)
-    if named and not backends:
-        raise _nothing_fits(constraints)
+    backends = named
+    if constraints:
+        struck = {constraint.backend for constraint in constraints}
+        backends = tuple(backend for backend in named if backend.name not in struck)
+        if not backends:
+            raise _nothing_fits(constraints)
     return Decision(route, backends, reason, source="hint", constraints=constraints)
 
 

@@ -85,15 +85,15 @@ class App:
         await self.world.ledger.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def serve(self, request: Request) -> None:
+    def serve(self, request: Request) -> Awaitable[None]:
         """Answers a request of a client, whatever becomes of it."""
-        await self._answer(request, self._doors.get((request.method, request.path)))
+        return self._answer(request, self._doors.get((request.method, request.path)))
 
-    async def serve_admin(self, request: Request) -> None:
+    def serve_admin(self, request: Request) -> Awaitable[None]:
         """Answers a request that came in by the port of the administrators."""
         request.on_admin_port = True
         known = request.path in auth.OPEN_PATHS | auth.ADMIN_PATHS
-        await self._answer(request, self._doors.get((request.method, request.path)) if known else None)
+        return self._answer(request, self._doors.get((request.method, request.path)) if known else None)
 
     async def _answer(self, request: Request, door: Door | None) -> None:
         request.id = f"{self._prefix}{next(self._numbers):010x}"
@@ -215,14 +215,12 @@ class App:
     async def _body(self, request: Request, visit: Visit | None) -> bytes:
         """The request body, refused as soon as it is known to be larger than the limit."""
         limit = self.world.config.server.max_body
-        stated = 0
         try:
-            for name, value in request.headers:
-                if name == b"content-length":
-                    stated = int(value)
-                elif name == b"content-encoding" and value.lower() != b"identity":
-                    raise _packed()
-            body = await request.body(limit) if stated <= limit else None
+            if request.encoding not in (b"", b"identity"):
+                raise _packed()
+            if request.whole and request.size <= limit and not request.gone:
+                return request.take()  # the usual case, in a few steps
+            body = await request.body(limit) if request.stated <= limit else None
             if body is None:
                 raise InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
         except (InvalidRequest, ClientGone, asyncio.CancelledError) as error:

@@ -172,6 +172,7 @@ class ClientConnection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._encodings: list[bytes] = []
         self._expects = False
+        self._length, self._encoding = 0, b""
 
     def on_url(self, url: bytes) -> None:
         """More of what is asked for."""
@@ -184,6 +185,10 @@ class ClientConnection(asyncio.Protocol):
         name = name.lower()
         if name == b"transfer-encoding":
             self._encodings.append(value.lower())
+        elif name == b"content-length":
+            self._length = int(value)
+        elif name == b"content-encoding":
+            self._encoding = value.lower()
         elif name == b"expect":
             self._expects = value.lower() == b"100-continue"
         self._headers.append((name, value))
@@ -199,7 +204,7 @@ class ClientConnection(asyncio.Protocol):
         method, path = parser.get_method().decode("ascii"), _path_of(self._url)
         keep_alive = not is_http10 and not self._ending and parser.should_keep_alive()
         request = self._coming = Request(self, method, path, self._headers, keep_alive=keep_alive)
-        request.is_http10 = is_http10
+        request.is_http10, request.stated, request.encoding = is_http10, self._length, self._encoding
         if self._request is None:
             self._start(request)
         else:

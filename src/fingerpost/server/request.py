@@ -46,12 +46,14 @@ class Request:
     """A request and its response. What has come is `parts`, `size` bytes in all; `whole` says that nothing more comes.
 
     The response is sent whole (`send`), or begun, written in chunks, and ended. `sent` says that bytes of it went out, and
-    `ended` that there can be no more. `id` and `on_admin_port` are for whoever serves it to set.
+    `ended` that there can be no more. `stated` is the length that the headers state, 0 where they state none. `id` and
+    `on_admin_port` are for whoever serves it to set.
     """
 
     __slots__ = (
-        "_awaited", "_chunked", "_gone", "_head", "_headers", "_left", "_line", "_tail", "ended", "headers", "id", "is_http10",
-        "keep_alive", "method", "on_admin_port", "parts", "path", "sent", "size", "task", "wanted", "whole",
+        "_awaited", "_chunked", "_gone", "_head", "_headers", "_left", "_line", "_tail", "encoding", "ended", "headers", "id",
+        "is_http10", "keep_alive", "method", "on_admin_port", "parts", "path", "sent", "size", "stated", "task", "wanted",
+        "whole",
     )  # fmt: skip
 
     def __init__(self, line: Line, method: str, path: str, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> None:
@@ -63,7 +65,8 @@ class Request:
         self.id = ""
         self.on_admin_port = False
         self.parts: list[bytes] = []
-        self.size = 0
+        self.size = self.stated = 0
+        self.encoding = b""
         self.whole = self.wanted = self.sent = self.ended = False
         self.task: asyncio.Task[None] | None = None
         self._line = line
@@ -90,9 +93,12 @@ class Request:
         self.wanted = False
         if self._gone:
             raise ClientGone
+        body = self.take()
+        return None if self.size > limit else body
+
+    def take(self) -> bytes:
+        """What has come, which is not kept."""
         parts, self.parts = self.parts, []
-        if self.size > limit:
-            return None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def arrived(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import ssl
@@ -46,6 +47,10 @@ class Server(uvicorn.Server):
             await self._listen_to_administrators(self._admin)
             self._say("its administrators' port", 1)
         self.listening = True
+        # What is there now stays: the collector need not go through it again and again, or after every few hundred new objects.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop. Once a second, ends connections whose request does not come in."""
