@@ -330,7 +330,10 @@ class Chunks:
     async def __anext__(self) -> bytes:
         chunk, self._next = self._next, None
         if chunk is None:
-            chunk = await anext(self._chunks, b"")
+            try:
+                chunk = await self._chunks.__anext__()
+            except StopAsyncIteration:
+                chunk = b""
         if not chunk:
             self._story.outcome = "completed"
             raise StopAsyncIteration

@@ -30,9 +30,9 @@ def choose(
     route, reason = _believed(table, verdict, why_no_verdict)
     constraints = find_constraints(table, needs, access=access)
     struck = {constraint.backend for constraint in constraints}
-    order = sorted(table.routes, key=lambda r: -verdict.probabilities.get(r.name, 0.0)) if verdict else table.routes
     backends = _left(table, route, struck, access)
     if table.backends and not backends:
+        order = sorted(table.routes, key=lambda r: -verdict.probabilities.get(r.name, 0.0)) if verdict else table.routes
         lenders = ((lender.name, _left(table, lender.name, struck, access)) for lender in order)
         lender, backends = next((pair for pair in lenders if pair[1]), ("", ()))
         if not backends:
@@ -109,7 +109,7 @@ def _believed(table: RouteTable, verdict: Verdict | None, why_not: str) -> tuple
     suffix = f" ({verdict.note})" if verdict.note else ""
     route = verdict.route
     threshold = table.by_name[route].threshold if route in table.by_name else 0.0
-    confidence = verdict.confidence
+    confidence = verdict.probabilities.get(route, 0.0)
     if confidence < threshold:
         reason = f"{verdict.source} is only {confidence:.0%} sure of {route}, which asks for {threshold:.0%}"
         return OTHER, reason + suffix
@@ -119,7 +119,8 @@ def _believed(table: RouteTable, verdict: Verdict | None, why_not: str) -> tuple
 def _left(table: RouteTable, route: str, struck: set[str], access: Access) -> tuple[Backend, ...]:
     if not access.to_route(route):
         return ()
-    return tuple(backend for backend in table.backends_of(route) if backend.name not in struck)
+    backends = table.backends_of(route)
+    return tuple(backend for backend in backends if backend.name not in struck) if struck else backends
 
 
 def _explain(constraints: Iterable[Constraint], table: RouteTable, route: str) -> str:

@@ -172,10 +172,13 @@ class RouteTable:
         parts = [(route.name, route.description, route.examples) for route in self.routes]
         return blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
+    @cached_property
+    def _backends_of(self) -> Mapping[str, tuple[Backend, ...]]:
+        return {route.name: tuple(self.backends[name] for name in route.backends) for route in self.routes}
+
     def backends_of(self, route: str) -> tuple[Backend, ...]:
         """The backends of a route in the order to try; none for a route that is not in the table."""
-        found = self.by_name.get(route)
-        return tuple(self.backends[name] for name in found.backends) if found else ()
+        return self._backends_of.get(route, ())
 
 
 def find_problems(routes: Sequence[Route], backends: Iterable[Backend]) -> list[Problem]:

@@ -159,7 +159,11 @@ class Request:
             self._left -= len(chunk)
             if self._left < 0:
                 raise ConnectionAbortedError("the body is longer than was stated")
-        self._put(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk
+        if self._head or self._gone:
+            self._put(data)
+        else:
+            self._line.transport.write(data)
         self._tail = chunk if len(chunk) > 3 else self._tail[-3:] + chunk
         if self._line.is_full:
             await self._line.drained()

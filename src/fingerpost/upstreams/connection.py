@@ -119,10 +119,10 @@ class Connection(asyncio.Protocol):
             raise
         return Reply(body.status, tuple(body.headers), body, body.close)
 
-    async def news(self) -> None:
-        """Waits until something has come, or the connection has failed."""
+    def news(self) -> asyncio.Future[None]:
+        """What is done when something has come, or the connection has failed."""
         self._news = self._loop.create_future()
-        await self._news
+        return self._news
 
     def taken(self) -> None:
         """Notes that all that had come was taken."""
