@@ -66,6 +66,10 @@ class World:
         """How its backends fare, by their names."""
         return {name: upstream.guard for name, upstream in self.upstreams.items()}
 
+    def report(self) -> bytes:
+        """Its metrics as they are now, in Prometheus's text format."""
+        return self.metrics.render(self.gateway.in_flight, self.guards.values())
+
 
 def build_table(config: Config) -> RouteTable:
     """The routes and backends of a configuration."""
@@ -74,8 +78,8 @@ def build_table(config: Config) -> RouteTable:
     return RouteTable(routes, {backend.name: backend for backend in backends})
 
 
-def build_classifier(config: ClassifierConfig) -> Classifier:
-    """The classifier that a section describes.
+def build_classifier(config: ClassifierConfig, workers: int = 1) -> Classifier:
+    """The classifier that a section describes, in one of so many processes that share the CPU cores.
 
     Raises:
         ConfigError: an import string that leads nowhere.
@@ -83,9 +87,9 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
     match config:
         case EmbeddedConfig():
             # Imported here: its runtime takes a moment to load, and a gateway without it need not wait.
-            from fingerpost.classifiers.embedded import Embedded
+            from fingerpost.classifiers.embedded import Embedded, cores
 
-            return Embedded(threads=config.threads)
+            return Embedded(threads=config.threads or max(1, cores() // workers))
         case ArchConfig():
             backend = Backend("arch", config.model, config.url.rstrip("/"), config.key or None)
             return Arch(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
@@ -97,14 +101,14 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
         case FixedConfig():
             return Fixed(config.route, config.confidence)
         case ChainConfig():
-            return Chain([Link(build_classifier(link), link.threshold) for link in config.of], race=config.race)
+            return Chain([Link(build_classifier(link, workers), link.threshold) for link in config.of], race=config.race)
         case ImportedConfig():
             return _imported(config.use, config.options)
 
 
 def build_router(config: Config) -> Router:
     """A router that decides by a configuration: its rules first, then its classifier."""
-    classifier = build_classifier(config.classifier)
+    classifier = build_classifier(config.classifier, config.server.workers)
     if config.rules:
         classifier = Chain([Link(Rules([_rule(rule) for rule in config.rules])), Link(classifier)])
     keyed = sorted({key for rule in _all_rules(config) for key in rule.metadata})
