@@ -60,6 +60,8 @@ class World:
     upstreams: Mapping[str, Guarded] = field(default_factory=dict)
     keys: Keys | None = None
     ledger: Ledger = field(default_factory=Local)
+    authorities: Mapping[str | None, bytes] = field(default_factory=dict)
+    """What stood in the files of authorities that backends name, by their paths."""
 
     @property
     def guards(self) -> Mapping[str, Guard]:
@@ -145,10 +147,13 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None, pre
     """A gateway with upstreams for every backend; it logs to standard output unless other observers are given.
 
     Where a world was there before (`previous`), its observers and counts go on, and so do the upstreams of backends that are
-    the same in every key, with their connections and circuits, and the verdicts where conversations are read in the same way.
-    What clients have used stays counted, unless `limits` differ.
+    the same in every key and in the file of their authorities, with their connections and circuits, and the verdicts where
+    conversations are read in the same way. What clients have used stays counted, unless `limits` differ.
     """
     router, server = build_router(config), config.server
+    authorities: dict[str | None, bytes] = {
+        section.ca: Path(section.ca).read_bytes() for section in config.backends if section.ca
+    }
     kept: dict[str, Guarded] = {}
     if previous is None:
         metrics = Metrics([route.name for route in router.table.routes])
@@ -158,7 +163,8 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None, pre
         metrics.learn([route.name for route in router.table.routes])
         if _decide_alike(config, previous.config):
             router.remember(previous.gateway.router)
-        unchanged = [section.name for section in config.backends if section in previous.config.backends]
+        before = [one for one in previous.config.backends if previous.authorities.get(one.ca) == authorities.get(one.ca)]
+        unchanged = [section.name for section in config.backends if section in before]
         kept = {name: previous.upstreams[name] for name in unchanged}
     transports = {section.name: section.transport for section in config.backends}
     upstreams = {name: kept.get(name) or _guarded(backend, transports[name]) for name, backend in router.table.backends.items()}
@@ -167,7 +173,7 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None, pre
         router, upstreams, watching, retries=server.retries, deadline=server.deadline, hedge=server.hedge, budget=budget
     )
     ledger = previous.ledger if previous and previous.config.limits == config.limits else build_ledger(config.limits)
-    return World(config, gateway, metrics, upstreams, build_keys(config, router.table), ledger)
+    return World(config, gateway, metrics, upstreams, build_keys(config, router.table), ledger, authorities)
 
 
 def pick_classifier(config: Config | None, name: str | None) -> Classifier:

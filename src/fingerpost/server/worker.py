@@ -31,6 +31,8 @@ PATIENCE = 5.0
 class Worker(Server):
     """A server that listens on sockets which it has inherited, once its parent lets it."""
 
+    patience = PATIENCE
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._go = asyncio.Event()
@@ -100,7 +102,7 @@ class Worker(Server):
         waiting = self._sums[asked] = asyncio.get_running_loop().create_future()
         self._line.say(Gather(metrics.decode(), asked))
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self.patience):
                 summed: str = await waiting
                 return summed.encode()
         except TimeoutError:

@@ -70,11 +70,11 @@ def serve_together(file: ConfigFile, config: Config) -> int:
     with ExitStack() as opened:
         for what, host, port in wanted:
             try:
-                bound.append(_bind(opened, host, port))
+                bound.append(bind(opened, host, port))
             except OSError as error:
                 print(f"{what}: cannot listen on {host}:{port}: {error.strerror or error}", file=sys.stderr)
                 return could_not_start(config)
-        return asyncio.run(Workers(file, config, *bound).run())
+        return asyncio.run(Workers(file, config, bound[0], bound[1] if len(bound) > 1 else ()).run())
 
 
 def find_unshared(config: Config) -> list[Problem]:
@@ -86,7 +86,7 @@ def find_unshared(config: Config) -> list[Problem]:
     return [Problem("server.workers", what, "Set limits.redis, where all count together", warning=True)]
 
 
-def _bind(opened: ExitStack, host: str, port: int) -> list[socket.socket]:
+def bind(opened: ExitStack, host: str, port: int) -> list[socket.socket]:
     """A socket for every address of a host, all on one port; none of them listens yet."""
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     bound: list[socket.socket] = []
@@ -124,13 +124,19 @@ class _Worker:
 
 
 class Workers:
-    """Keeps `server.workers` workers running behind bound sockets."""
+    """Keeps `server.workers` workers running behind bound sockets; after so many `pauses` in a row it gives up."""
 
     def __init__(
-        self, file: ConfigFile, config: Config, main: Sequence[socket.socket], admin: Sequence[socket.socket] = ()
+        self,
+        file: ConfigFile,
+        config: Config,
+        main: Sequence[socket.socket],
+        admin: Sequence[socket.socket] = (),
+        pauses: Sequence[float] = PAUSES,
     ) -> None:
         self._file = file
         self._config = config
+        self._pauses = pauses
         self._sockets = {"fingerpost listens": main, "its administrators' port": admin}
         self._running: dict[int, _Worker] = {}
         self._first, self._stopping = asyncio.Event(), asyncio.Event()
@@ -160,9 +166,9 @@ class Workers:
             young = young + 1 if end.young else 0
             if not self._open:
                 return self._give_up(f"worker {number} could not start ({end.how})", end.code)
-            if young > len(PAUSES):
+            if young > len(self._pauses):
                 return self._give_up(f"worker {number} died {young} times in a row soon after its start (last: {end.how})", 1)
-            pause = PAUSES[max(young - 1, 0)]
+            pause = self._pauses[max(young - 1, 0)]
             print(f"worker {number} ended ({end.how}); it is replaced{f' in {pause:g} s' if pause else ''}", file=sys.stderr)
             self._replaced += 1
             with suppress(TimeoutError):
