@@ -17,7 +17,7 @@ from fingerpost.assemble import build_world
 from fingerpost.observers.totals import total
 from fingerpost.server.files import ConfigFile
 from fingerpost.server.serve import build_server
-from fingerpost.server.talk import Begin, Count, Counted, Gather, Go, Line, Ready, Reload, Said, Sum, Took
+from fingerpost.server.talk import Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Said, Sum, Took
 from fingerpost.server.upkeep import Upkeep
 from fingerpost.server.worker import Worker
 
@@ -32,13 +32,13 @@ server: {reload: false}
 class Parent:
     """The other end of a worker's line: what it heard, and where the worker listens once it may."""
 
-    def __init__(self, line: Line, port: int) -> None:
+    def __init__(self, line: Line, ports: list[int]) -> None:
         self.line = line
-        self.port = port
+        self.port, self.port_of_another = ports
         self.server: Worker
 
     async def admit(self) -> None:
-        self.line.say(Go())
+        self.line.say(Listen([1]))
         async with asyncio.timeout(20):
             while not self.server.listening:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -50,9 +50,9 @@ class Parent:
                     return said
         return None
 
-    async def get(self, path: str) -> tuple[int, str]:
+    async def get(self, path: str, port: int | None = None) -> tuple[int, str]:
         def ask() -> tuple[int, str]:
-            with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as client:
+            with closing(http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)) as client:
                 client.request("GET", path)
                 with client.getresponse() as answer:
                     return answer.status, answer.read().decode()
@@ -72,10 +72,11 @@ def employ(tmp_path: Path) -> Employ:
         path = tmp_path / "fingerpost.yaml"
         await asyncio.to_thread(path.write_text, TEXT, encoding="utf-8")
         ours, theirs = socket.socketpair()
-        bound = socket.socket()
-        bound.bind(("127.0.0.1", 0))
-        parent = Parent(await Line.over(ours), bound.getsockname()[1])
-        begin = Begin(str(path), {}, TEXT, (None,), 7, theirs.detach(), [bound.detach()], [])
+        bound = [socket.socket() for _ in range(2)]
+        for one in bound:
+            one.bind(("127.0.0.1", 0))
+        parent = Parent(await Line.over(ours), [one.getsockname()[1] for one in bound])
+        begin = Begin(str(path), {}, TEXT, (None,), 7, theirs.detach(), [[one.detach()] for one in bound], [])
         file = ConfigFile(path, begin.instead, begin.text, begin.looks)
         world = build_world(file.parse(begin.text).config, [])
         upkeep = Upkeep(world, file.path, file.rebuild, seen=begin.looks)
@@ -100,6 +101,30 @@ async def test_it_listens_only_when_it_may_and_stops_when_its_parent_is_gone(emp
         assert '"worker":7' in (await parent.get("/readyz"))[1]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", parent.port))
+
+
+async def test_it_takes_connections_for_one_that_is_not_there_as_long_as_it_is_told(employ: Employ) -> None:
+    async with employ() as parent:
+        await parent.admit()
+        for numbers in [1, 2], [1], [1, 2]:
+            parent.line.say(Listen(numbers))
+            parent.line.say(Count(1))
+            while (await parent.hear(Counted)).asked != 1:
+                pass
+            assert parent.server._taking.keys() == {0, *numbers}
+            assert len(parent.server.servers) == len(numbers)
+        for port in parent.port, parent.port_of_another:
+            assert (await parent.get("/health", port))[0] == 200
+
+
+async def test_one_that_leaves_says_so_and_takes_nothing_more(employ: Employ) -> None:
+    async with employ() as parent:
+        await parent.admit()
+        parent.server.handle_exit(signal.SIGTERM, None)
+        parent.line.say(Listen([1, 2]))
+        assert await parent.hear(Leaving) == Leaving()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", parent.port_of_another))
 
 
 async def test_a_signal_while_it_waits_for_the_others_ends_it_before_it_listens(employ: Employ) -> None:

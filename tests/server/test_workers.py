@@ -85,9 +85,9 @@ def together(path: Path, eventually: Callable[..., None], capfd: pytest.CaptureF
         file = ConfigFile(path, {})
         config = file.read().config
         with ExitStack() as opened:
-            main, admin = (bind(opened, "127.0.0.1", 0) for _ in range(2))
+            main, [admin] = (bind(opened, "127.0.0.1", 0, copies) for copies in (2, 1))
             workers = Workers(file, config, main, admin, **options)
-            one = Together(workers, [bound[0].getsockname()[1] for bound in (main, admin)], eventually)
+            one = Together(workers, [bound[0].getsockname()[1] for bound in (main[0], admin)], eventually)
             running = asyncio.ensure_future(workers.run())
             try:
                 await asyncio.to_thread(eventually, lambda: workers._open or running.done())
@@ -291,9 +291,9 @@ async def test_a_port_that_is_taken_meanwhile_is_said_plainly(path: Path, capfd:
     file = ConfigFile(path, {}, text("http://127.0.0.1:9/v1"))
     config = file.parse(file.text).config
     with ExitStack() as opened, closing(socket.socket()) as other:
-        main = bind(opened, "127.0.0.1", 0)
+        main = bind(opened, "127.0.0.1", 0, 2)
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(main[0].getsockname())
+        other.bind(main[0][0].getsockname())
         other.listen()
         assert await Workers(file, config, main).run() == 1
     assert "cannot listen: Address already in use; fingerpost stops" in capfd.readouterr().err
@@ -322,5 +322,6 @@ def test_limits_that_each_worker_counts_for_itself_are_warned_of(workers: int, k
 
 def test_a_name_with_several_addresses_is_one_port_on_all_of_them() -> None:
     with ExitStack() as opened:
-        bound = bind(opened, "localhost", 0)
-        assert len({one.getsockname()[1] for one in bound}) == 1
+        bound = bind(opened, "localhost", 0, 2)
+        assert len({one.getsockname()[1] for copy in bound for one in copy}) == 1
+        assert len({one.getsockname()[0] for copy in bound for one in copy}) == len(bound[0]) == len(bound[1])

@@ -57,14 +57,16 @@ class Server(uvicorn.Server):
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
 
-    async def listen(self, config: uvicorn.Config, **where: Any) -> None:
-        """Takes connections there too, for what a configuration serves."""
+    async def listen(self, config: uvicorn.Config, **where: Any) -> asyncio.Server:
+        """Takes connections there too, for what a configuration serves, until what it returns is closed."""
 
         def accept() -> Any:
             return config.http_protocol_class(config=config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
 
         loop = asyncio.get_running_loop()
-        self.servers.append(await loop.create_server(accept, ssl=self.config.ssl, backlog=config.backlog, **where))
+        listening = await loop.create_server(accept, ssl=self.config.ssl, backlog=config.backlog, **where)
+        self.servers.append(listening)
+        return listening
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop. Once a second, ends connections whose request does not come in."""

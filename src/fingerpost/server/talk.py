@@ -22,7 +22,7 @@ class Begin(msgspec.Struct):
     looks: Looks
     number: int
     line: int
-    main: list[int]
+    main: list[list[int]]
     admin: list[int]
 
 
@@ -51,8 +51,14 @@ class Gather(msgspec.Struct, tag=True):
     asked: int
 
 
-class Go(msgspec.Struct, tag=True):
-    """To a worker: take connections."""
+class Leaving(msgspec.Struct, tag=True):
+    """From a worker: it takes no more connections, and ends when its requests have."""
+
+
+class Listen(msgspec.Struct, tag=True):
+    """To a worker: take connections from the sockets of the workers with these numbers, and from no others."""
+
+    numbers: list[int]
 
 
 class Reload(msgspec.Struct, tag=True):
@@ -72,7 +78,7 @@ class Sum(msgspec.Struct, tag=True):
     asked: int
 
 
-Said = Ready | Took | Counted | Gather | Go | Reload | Count | Sum
+Said = Ready | Took | Counted | Gather | Leaving | Listen | Reload | Count | Sum
 
 LONGEST = 64 * 1024 * 1024
 """Bytes of a line: metrics of thousands of series, and a configuration, are far shorter."""

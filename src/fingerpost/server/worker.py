@@ -7,6 +7,7 @@ import itertools
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from fingerpost.assemble import build_world
 from fingerpost.errors import FingerpostError
 from fingerpost.server.files import ConfigFile
 from fingerpost.server.serve import Server, build_server
-from fingerpost.server.talk import Begin, Count, Counted, Gather, Go, Line, Ready, Reload, Sum, Took
+from fingerpost.server.talk import Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
 from fingerpost.server.upkeep import Upkeep
 
 EVERY = 1.0
@@ -29,29 +30,30 @@ PATIENCE = 5.0
 
 
 class Worker(Server):
-    """A server that listens on sockets which it has inherited, once its parent lets it."""
+    """A server that takes connections from sockets which it has inherited, as its parent says."""
 
     patience = PATIENCE
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._go = asyncio.Event()
+        self._may_begin = asyncio.Event()
         self._line: Line
-        self._sockets: list[tuple[uvicorn.Config, socket.socket]] = []
+        self._sockets: dict[int, list[socket.socket]] = {}
+        self._taking: dict[int, list[asyncio.Server]] = {}
         self._numbers = itertools.count(1)
         self._sums: dict[int, asyncio.Future[str]] = {}
 
     async def work(self, begin: Begin, upkeep: Upkeep, file: ConfigFile) -> None:
         """Serves until a signal asks to stop, or the parent is gone."""
         self._line = await Line.over(socket.socket(fileno=begin.line))
-        for config, numbers in ((self.config, begin.main), (self.admin, begin.admin)):
-            self._sockets += [(config, socket.socket(fileno=number)) for number in numbers if config is not None]
+        for number, inherited in enumerate((begin.admin, *begin.main)):
+            self._sockets[number] = [socket.socket(fileno=one) for one in inherited]
         upkeep.number, upkeep.summed = begin.number, self._summed
         upkeep.taken = lambda: self._line.say(Took(file.text or "", file.looks))
         async with asyncio.TaskGroup() as group:
             talking = [group.create_task(self._listen(upkeep)), group.create_task(self._report(upkeep))]
             try:
-                await self.serve([one for _, one in self._sockets])
+                await self.serve()
             finally:
                 for task in talking:
                     task.cancel()
@@ -62,22 +64,26 @@ class Worker(Server):
         """Gets ready and says so; takes connections when all others are ready too, unless it is to stop meanwhile."""
         await uvicorn.Server.startup(self, [])
         self._line.say(Ready())
-        await self._go.wait()
-        for config, one in () if self.should_exit else self._sockets:
-            await self.listen(config, sock=one)
-        self.listening = True
+        await self._may_begin.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Leaves new connections to the others and lets running requests finish."""
+        self._line.say(Leaving())
+        for one in itertools.chain.from_iterable(self._sockets.values()):
+            one.close()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal: stops, also where it still waits for the others."""
         super().handle_exit(sig, frame)
-        self._go.set()
+        self._may_begin.set()
 
     async def _listen(self, upkeep: Upkeep) -> None:
         """Does what the parent says; stops when there is none any more."""
         async for said in self._line:
             match said:
-                case Go():
-                    self._go.set()
+                case Listen(numbers):
+                    await self._take_from(numbers)
                 case Reload():
                     upkeep.ask()
                 case Count(asked):
@@ -86,6 +92,20 @@ class Worker(Server):
                     if (waiting := self._sums.pop(asked, None)) is not None:
                         waiting.set_result(metrics)
         self.handle_exit(signal.SIGTERM, None)
+
+    async def _take_from(self, numbers: Sequence[int]) -> None:
+        """Takes connections from the sockets of these workers alone, and those of administrators."""
+        wanted = set() if self.should_exit else {0, *numbers}
+        for number in wanted - self._taking.keys():
+            config = self.config if number else self.admin or self.config
+            # A copy, for a socket is closed with its server, and may be wanted again.
+            self._taking[number] = [await self.listen(config, sock=one.dup()) for one in self._sockets[number]]
+        for number in self._taking.keys() - wanted:
+            for server in self._taking.pop(number):
+                server.close()
+                self.servers.remove(server)
+        self.listening = bool(wanted)
+        self._may_begin.set()
 
     async def _report(self, upkeep: Upkeep) -> None:
         told = b""

@@ -2,9 +2,12 @@
 
 The parent checks the configuration once, binds the port (and that of the administrators) and starts workers, each a new
 interpreter that runs `fingerpost.server.worker`: nothing is forked, so no library meets threads or locks of another process.
-All workers take connections from the one socket that they inherit. The parent keeps it open too. So connections that come
-while a worker dies wait in the kernel's queue for one of the others, which with a socket for each worker (SO_REUSEPORT) they
-would not; and an idle worker takes the next connection before a busy one does. Nobody listens before all are ready.
+
+Each worker has a listening socket of its own on the one port (SO_REUSEPORT), and Linux spreads connections over them evenly;
+from one socket for all, whoever wakes first would take most of them, and keep them. The parent holds all of these sockets open,
+and every worker inherits all. So nothing is lost that waits in the queue of a worker which dies, leaves or has yet to come: the
+others take from its socket until it is there (`Listen`). Nobody listens before all are ready. Where the system does not spread
+connections, all share one socket.
 
 Parent and worker talk over a pair of sockets (`fingerpost.server.talk`), which needs no file and no port and which nobody else
 reaches. A worker whose parent is gone stops. Metrics meet here: the worker that is asked for them asks the parent, which asks
@@ -25,6 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import msgspec
 
@@ -34,7 +39,7 @@ from fingerpost.observers.totals import lasting, total
 from fingerpost.server.auth import check_exposure
 from fingerpost.server.files import ConfigFile, build_tls, tell
 from fingerpost.server.serve import could_not_start, say
-from fingerpost.server.talk import Begin, Count, Counted, Gather, Go, Line, Ready, Reload, Sum, Took
+from fingerpost.server.talk import Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
 
 YOUNG = 10.0
 """Seconds: a worker that dies sooner after it was ready has died young."""
@@ -50,6 +55,12 @@ FINISHED = (0, -signal.SIGINT, -signal.SIGTERM)
 
 BACKLOG = 2048
 
+SPREADS = sys.platform == "linux"
+"""Whether the system spreads connections over all sockets that listen on one port."""
+
+Sockets = Sequence[socket.socket]
+"""A socket for each address of a host."""
+
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fingerpost.server.worker import main; sys.exit(main())"
 
 
@@ -63,18 +74,19 @@ def serve_together(file: ConfigFile, config: Config) -> int:
     if config.server.tls is not None:
         build_tls(config.server.tls)
     tell(find_unshared(config))
-    server, bound = config.server, []
-    wanted = [("server", server.host, server.port)]
+    server = config.server
+    wanted = [("server", server.host, server.port, server.workers)]
     if server.admin is not None and server.admin.port is not None:
-        wanted.append(("server.admin", server.admin.host, server.admin.port))
+        wanted.append(("server.admin", server.admin.host, server.admin.port, 1))
+    bound: list[list[Sockets]] = []
     with ExitStack() as opened:
-        for what, host, port in wanted:
+        for what, host, port, copies in wanted:
             try:
-                bound.append(bind(opened, host, port))
+                bound.append(bind(opened, host, port, copies))
             except OSError as error:
                 print(f"{what}: cannot listen on {host}:{port}: {error.strerror or error}", file=sys.stderr)
                 return could_not_start(config)
-        return asyncio.run(Workers(file, config, bound[0], bound[1] if len(bound) > 1 else ()).run())
+        return asyncio.run(Workers(file, config, bound[0], bound[1][0] if len(bound) > 1 else ()).run())
 
 
 def find_unshared(config: Config) -> list[Problem]:
@@ -86,17 +98,35 @@ def find_unshared(config: Config) -> list[Problem]:
     return [Problem("server.workers", what, "Set limits.redis, where all count together", warning=True)]
 
 
-def bind(opened: ExitStack, host: str, port: int) -> list[socket.socket]:
-    """A socket for every address of a host, all on one port; none of them listens yet."""
+def bind(opened: ExitStack, host: str, port: int, copies: int = 1) -> list[Sockets]:
+    """So many times a socket for every address of a host, all on one port; none of them listens yet."""
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    bound: list[socket.socket] = []
+    bound: list[list[socket.socket]] = [[] for _ in range(copies)]
     for family, kind, protocol, _, address in dict.fromkeys(found):
-        bound.append(opened.enter_context(socket.socket(family, kind, protocol)))
-        bound[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:
+            refuse_taken(family, (address[0], port, *address[2:]))
+        for copy in bound:
+            if copy is not bound[0] and not SPREADS:
+                copy.append(bound[0][-1])
+                continue
+            copy.append(opened.enter_context(socket.socket(family, kind, protocol)))
+            copy[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if SPREADS:
+                copy[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                copy[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            copy[-1].bind((address[0], port, *address[2:]))
+            port = copy[-1].getsockname()[1]
+    return list(bound)
+
+
+def refuse_taken(family: int, address: tuple[Any, ...]) -> None:
+    """Raises OSError where somebody listens already: SO_REUSEPORT would let two servers of one user share a port unasked."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            bound[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound[-1].bind((address[0], bound[0].getsockname()[1] if len(bound) > 1 else port, *address[2:]))
-    return bound
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        probe.bind(address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +145,7 @@ class _Worker:
         self.process = process
         self.line = line
         self.ready_at: float | None = None
+        self.leaving = False
         self.metrics = ""
         self.asked: dict[int, asyncio.Future[None]] = {}
 
@@ -130,14 +161,15 @@ class Workers:
         self,
         file: ConfigFile,
         config: Config,
-        main: Sequence[socket.socket],
-        admin: Sequence[socket.socket] = (),
+        main: Sequence[Sockets],
+        admin: Sockets = (),
         pauses: Sequence[float] = PAUSES,
     ) -> None:
         self._file = file
         self._config = config
         self._pauses = pauses
-        self._sockets = {"fingerpost listens": main, "its administrators' port": admin}
+        self._main = main
+        self._admin = admin
         self._running: dict[int, _Worker] = {}
         self._first, self._stopping = asyncio.Event(), asyncio.Event()
         self._open = False
@@ -183,6 +215,7 @@ class Workers:
         await self._listen(worker, group)
         code = await worker.process.wait()
         del self._running[number]
+        self._spread()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if worker.ready_at is None:
             return _End(how, code, young=True)
@@ -191,18 +224,19 @@ class Workers:
 
     async def _start(self, number: int) -> _Worker:
         ours, theirs = socket.socketpair()
-        sockets = [[one.fileno() for one in bound] for bound in self._sockets.values()]
+        main = [[one.fileno() for one in copy] for copy in self._main]
+        admin = [one.fileno() for one in self._admin]
         with theirs:
             line = theirs.fileno()
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", _START, json.dumps(sys.path), "fingerpost worker", str(number),
                 stdin=asyncio.subprocess.PIPE,
-                pass_fds=[line, *sockets[0], *sockets[1]],
+                pass_fds=[line, *admin, *chain.from_iterable(main)],
                 start_new_session=True,  # a terminal's Ctrl-C comes to the parent alone, which passes it on
             )  # fmt: skip
         worker = self._running[number] = _Worker(process, await Line.over(ours))
         text, looks = self._file.text or "", self._file.looks
-        begin = Begin(str(self._file.path), dict(self._file.instead), text, looks, number, line, *sockets)
+        begin = Begin(str(self._file.path), dict(self._file.instead), text, looks, number, line, main, admin)
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(begin))
         process.stdin.close()
@@ -217,7 +251,10 @@ class Workers:
                 case Ready():
                     worker.ready_at = asyncio.get_running_loop().time()
                     self._first.set()
-                    self._admit(worker)
+                    self._spread()
+                case Leaving():
+                    worker.leaving = True
+                    self._spread()
                 case Took(text, looks):
                     self._file.text, self._file.looks = text, looks
                 case Counted(metrics, asked):
@@ -233,24 +270,33 @@ class Workers:
         if worker.metrics:
             self._gone, worker.metrics = total([self._gone, lasting(worker.metrics)]), ""
 
-    def _admit(self, worker: _Worker) -> None:
-        """Lets a worker that is ready take connections: at the start when all are, later at once."""
-        ready = [one for one in self._running.values() if one.ready_at is not None]
-        if self._open:
-            worker.line.say(Go())
-        elif len(ready) == self._config.server.workers and not self._stopping.is_set():
+    def _spread(self) -> None:
+        """Tells each worker which sockets to take connections from: its own, and those of workers that are not there.
+
+        At the start all have to be there first.
+        """
+        there = {number: one for number, one in self._running.items() if one.ready_at is not None and not one.leaving}
+        if self._stopping.is_set() or not (self._open or len(there) == self._config.server.workers):
+            return
+        if not self._open:
             try:
-                for bound in self._sockets.values():
-                    for each in bound:
-                        each.listen(BACKLOG)
-            except OSError as error:  # another process has bound the port in the same moment
+                self._listen_everywhere()
+            except OSError as error:  # another process has taken the port in the same moment
                 return self._give_up(f"cannot listen: {error.strerror}", could_not_start(self._config))
+        alone = [number for number in range(1, self._config.server.workers + 1) if number not in there]
+        for number, worker in there.items():
+            worker.line.say(Listen([number, *alone]))
+        if not self._open:
             self._open = True
-            for one in ready:
-                one.line.say(Go())
-            for what, bound in self._sockets.items():
+            for what, bound in (("fingerpost listens", self._main[0]), ("its administrators' port", self._admin)):
                 if bound:
                     say(what, bound[0], secure=self._config.server.tls is not None)
+
+    def _listen_everywhere(self) -> None:
+        for one in (*self._main[0], *self._admin):
+            refuse_taken(one.family, one.getsockname())
+        for one in (*chain.from_iterable(self._main), *self._admin):
+            one.listen(BACKLOG)
 
     async def _sum(self, asking: _Worker, number: int) -> None:
         """Tells a worker the metrics of all of them."""
@@ -280,9 +326,8 @@ class Workers:
         """Passes a signal on to the workers, which finish as a single process does; a second Ctrl-C cuts."""
         self._stopping.set()
         self._first.set()
-        for bound in self._sockets.values():
-            for each in bound:
-                each.close()
+        for one in (*chain.from_iterable(self._main), *self._admin):
+            one.close()
         for worker in self._running.values():
             worker.signal(number if worker.ready_at is not None else signal.SIGTERM)
 
