@@ -175,7 +175,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from fingerpost.server.auth import check_exposure
+    from fingerpost.server.auth import check_exposure, find_unshared
 
     loaded = config.load(_file(arguments))
     check_exposure(loaded.config)
@@ -186,7 +186,7 @@ def _check(arguments: argparse.Namespace) -> None:
     examples = {route.name: f"{len(route.examples)} examples" if route.examples else "" for route in table.routes}
     print(_aligned([(r.name, " then ".join(r.backends), examples[r.name]) for r in table.routes], indent=2))
     print(f"classifier: {loaded.config.classifier.use}; server: {loaded.config.server.host}:{loaded.config.server.port}")
-    for problem in [*loaded.warnings, *assemble.find_lookalikes(loaded)]:
+    for problem in [*loaded.warnings, *find_unshared(loaded.config), *assemble.find_lookalikes(loaded)]:
         print(f"warning: {problem}", file=sys.stderr)
 
 

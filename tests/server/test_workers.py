@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import threading
@@ -17,11 +16,10 @@ from typing import Any
 
 import pytest
 
-from fingerpost.clients.keys import hash_of, new_key
-from fingerpost.config.shape import Config
 from fingerpost.errors import ConfigError
+from fingerpost.observers.totals import total
 from fingerpost.server.files import ConfigFile
-from fingerpost.server.workers import Workers, bind, find_unshared, serve_together
+from fingerpost.server.workers import Workers, bind, serve_together
 from fingerpost.testing import FakeBackend, FakeReply
 
 CHAT = "/v1/chat/completions"
@@ -136,6 +134,23 @@ async def test_both_serve_one_port_their_metrics_add_up_and_one_that_is_told_to_
         f"its administrators' port on http://127.0.0.1:{one.admin}",
         "worker 2 ended (exit code 0); it is replaced",
     ]
+
+
+async def test_one_that_does_not_answer_is_in_the_metrics_with_what_it_said_last(together: Start, fake: FakeBackend) -> None:
+    async with together(text(fake.url), patience=0.1) as one:
+
+        def use() -> None:
+            for _ in range(10):
+                assert one.ask("POST", CHAT, HI)[0] == 200
+            said = one.workers._running
+            one.until(lambda: '200"} 10.0' in total([said[number].metrics for number in said]))
+            os.kill(one.pids[0], signal.SIGSTOP)
+            try:
+                assert one.answered() == 10
+            finally:
+                os.kill(one.pids[0], signal.SIGCONT)
+
+        await asyncio.to_thread(use)
 
 
 async def test_the_death_of_one_breaks_its_own_requests_alone_and_it_is_replaced(
@@ -304,20 +319,6 @@ def test_who_could_be_reached_by_strangers_is_refused_before_a_worker_starts(pat
     file = ConfigFile(path, {"host": "0.0.0.0"})
     with pytest.raises(ConfigError, match="there are no keys"):
         serve_together(file, file.read().config)
-
-
-@pytest.mark.parametrize(("workers", "key", "limits", "warned"), [
-    (2, {"requests_per_minute": 5}, {}, True), (2, {"budget": {"usd": 1}}, {}, True), (2, {}, {}, False),
-    (1, {"requests_per_minute": 5}, {}, False), (2, {"tokens_per_minute": 5}, {"redis": "redis://localhost"}, False),
-])  # fmt: skip
-def test_limits_that_each_worker_counts_for_itself_are_warned_of(workers: int, key: Any, limits: Any, warned: bool) -> None:
-    config = Config.model_validate({
-        "backends": [{"name": "b", "model": "m", "url": "http://localhost"}], "routes": [{"name": "other", "backends": ["b"]}],
-        "server": {"workers": workers}, "limits": limits, "keys": [{"name": "k", "hash": hash_of(new_key()), **key}],
-    })  # fmt: skip
-    told = [str(problem) for problem in find_unshared(config)]
-    assert bool(told) == warned
-    assert all(re.search("each of 2 workers .* limits.redis", problem) for problem in told)
 
 
 def test_a_name_with_several_addresses_is_one_port_on_all_of_them() -> None:

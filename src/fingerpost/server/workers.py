@@ -34,9 +34,8 @@ from typing import Any
 import msgspec
 
 from fingerpost.config.shape import Config
-from fingerpost.errors import Problem
 from fingerpost.observers.totals import lasting, total
-from fingerpost.server.auth import check_exposure
+from fingerpost.server.auth import check_exposure, find_unshared
 from fingerpost.server.files import ConfigFile, build_tls, tell
 from fingerpost.server.serve import could_not_start, say
 from fingerpost.server.talk import Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
@@ -87,15 +86,6 @@ def serve_together(file: ConfigFile, config: Config) -> int:
                 print(f"{what}: cannot listen on {host}:{port}: {error.strerror or error}", file=sys.stderr)
                 return could_not_start(config)
         return asyncio.run(Workers(file, config, bound[0], bound[1][0] if len(bound) > 1 else ()).run())
-
-
-def find_unshared(config: Config) -> list[Problem]:
-    """A warning where workers would each count for themselves what clients may use."""
-    limited = any(key.requests_per_minute or key.tokens_per_minute or key.budget for key in config.keys)
-    if config.server.workers < 2 or not limited or config.limits.redis is not None:
-        return []
-    what = f"each of {config.server.workers} workers counts the limits of keys by itself: clients may use so many times as much"
-    return [Problem("server.workers", what, "Set limits.redis, where all count together", warning=True)]
 
 
 def bind(opened: ExitStack, host: str, port: int, copies: int = 1) -> list[Sockets]:
@@ -164,10 +154,12 @@ class Workers:
         main: Sequence[Sockets],
         admin: Sockets = (),
         pauses: Sequence[float] = PAUSES,
+        patience: float = PATIENCE,
     ) -> None:
         self._file = file
         self._config = config
         self._pauses = pauses
+        self._patience = patience
         self._main = main
         self._admin = admin
         self._running: dict[int, _Worker] = {}
@@ -301,13 +293,15 @@ class Workers:
     async def _sum(self, asking: _Worker, number: int) -> None:
         """Tells a worker the metrics of all of them."""
         others = [one for one in self._running.values() if one is not asking and one.ready_at is not None]
-        self._asked += 1
+        self._asked = asked = self._asked + 1
         waiting = [asyncio.get_running_loop().create_future() for _ in others]
         for one, future in zip(others, waiting, strict=True):
-            one.asked[self._asked] = future
-            one.line.say(Count(self._asked))
+            one.asked[asked] = future
+            one.line.say(Count(asked))
         if waiting:
-            await asyncio.wait(waiting, timeout=PATIENCE)
+            await asyncio.wait(waiting, timeout=self._patience)
+        for one in others:
+            one.asked.pop(asked, None)
         running = len([one for one in self._running.values() if one.ready_at is not None])
         own = (
             f"# HELP fingerpost_workers Workers that serve.\n# TYPE fingerpost_workers gauge\nfingerpost_workers {running}\n"
