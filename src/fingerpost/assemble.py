@@ -60,11 +60,17 @@ class World:
     upstreams: Mapping[str, Guarded] = field(default_factory=dict)
     keys: Keys | None = None
     ledger: Ledger = field(default_factory=Local)
+    authorities: Mapping[str | None, bytes] = field(default_factory=dict)
+    """What stood in the files of authorities that backends name, by their paths."""
 
     @property
     def guards(self) -> Mapping[str, Guard]:
         """How its backends fare, by their names."""
         return {name: upstream.guard for name, upstream in self.upstreams.items()}
+
+    def report(self) -> bytes:
+        """Its metrics as they are now, in Prometheus's text format."""
+        return self.metrics.render(self.gateway.in_flight, self.guards.values())
 
 
 def build_table(config: Config) -> RouteTable:
@@ -74,8 +80,8 @@ def build_table(config: Config) -> RouteTable:
     return RouteTable(routes, {backend.name: backend for backend in backends})
 
 
-def build_classifier(config: ClassifierConfig) -> Classifier:
-    """The classifier that a section describes.
+def build_classifier(config: ClassifierConfig, workers: int = 1) -> Classifier:
+    """The classifier that a section describes, in one of so many processes that share the CPU cores.
 
     Raises:
         ConfigError: an import string that leads nowhere.
@@ -83,9 +89,9 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
     match config:
         case EmbeddedConfig():
             # Imported here: its runtime takes a moment to load, and a gateway without it need not wait.
-            from fingerpost.classifiers.embedded import Embedded
+            from fingerpost.classifiers.embedded import Embedded, cores
 
-            return Embedded(threads=config.threads)
+            return Embedded(threads=config.threads or max(1, cores() // workers))
         case ArchConfig():
             backend = Backend("arch", config.model, config.url.rstrip("/"), config.key or None)
             return Arch(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
@@ -97,14 +103,14 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
         case FixedConfig():
             return Fixed(config.route, config.confidence)
         case ChainConfig():
-            return Chain([Link(build_classifier(link), link.threshold) for link in config.of], race=config.race)
+            return Chain([Link(build_classifier(link, workers), link.threshold) for link in config.of], race=config.race)
         case ImportedConfig():
             return _imported(config.use, config.options)
 
 
 def build_router(config: Config) -> Router:
     """A router that decides by a configuration: its rules first, then its classifier."""
-    classifier = build_classifier(config.classifier)
+    classifier = build_classifier(config.classifier, config.server.workers)
     if config.rules:
         classifier = Chain([Link(Rules([_rule(rule) for rule in config.rules])), Link(classifier)])
     keyed = sorted({key for rule in _all_rules(config) for key in rule.metadata})
@@ -141,10 +147,13 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None, pre
     """A gateway with upstreams for every backend; it logs to standard output unless other observers are given.
 
     Where a world was there before (`previous`), its observers and counts go on, and so do the upstreams of backends that are
-    the same in every key, with their connections and circuits, and the verdicts where conversations are read in the same way.
-    What clients have used stays counted, unless `limits` differ.
+    the same in every key and in the file of their authorities, with their connections and circuits, and the verdicts where
+    conversations are read in the same way. What clients have used stays counted, unless `limits` differ.
     """
     router, server = build_router(config), config.server
+    authorities: dict[str | None, bytes] = {
+        section.ca: Path(section.ca).read_bytes() for section in config.backends if section.ca
+    }
     kept: dict[str, Guarded] = {}
     if previous is None:
         metrics = Metrics([route.name for route in router.table.routes])
@@ -154,7 +163,8 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None, pre
         metrics.learn([route.name for route in router.table.routes])
         if _decide_alike(config, previous.config):
             router.remember(previous.gateway.router)
-        unchanged = [section.name for section in config.backends if section in previous.config.backends]
+        before = [one for one in previous.config.backends if previous.authorities.get(one.ca) == authorities.get(one.ca)]
+        unchanged = [section.name for section in config.backends if section in before]
         kept = {name: previous.upstreams[name] for name in unchanged}
     transports = {section.name: section.transport for section in config.backends}
     upstreams = {name: kept.get(name) or _guarded(backend, transports[name]) for name, backend in router.table.backends.items()}
@@ -163,7 +173,7 @@ def build_world(config: Config, observers: Sequence[Observer] | None = None, pre
         router, upstreams, watching, retries=server.retries, deadline=server.deadline, hedge=server.hedge, budget=budget
     )
     ledger = previous.ledger if previous and previous.config.limits == config.limits else build_ledger(config.limits)
-    return World(config, gateway, metrics, upstreams, build_keys(config, router.table), ledger)
+    return World(config, gateway, metrics, upstreams, build_keys(config, router.table), ledger, authorities)
 
 
 def pick_classifier(config: Config | None, name: str | None) -> Classifier:

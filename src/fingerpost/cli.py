@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_file(serve)
     serve.add_argument("--host", help="instead of server.host")
     serve.add_argument("--port", type=_port, help="instead of server.port")
+    serve.add_argument("--workers", type=_workers, metavar="N", help="instead of server.workers: processes that share the port")
     route = command("route", _route, "Decide one request.")
     route.add_argument("request", help="the user's text, - for standard input, or a .json file of messages")
     route.add_argument("--config", metavar="FILE", help="a configuration instead of the default one")
@@ -97,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; use 0 to 65535")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers; use 1 to 256")
     return int(text)
 
 
@@ -168,7 +175,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from fingerpost.server.auth import check_exposure
+    from fingerpost.server.auth import check_exposure, find_unshared
 
     loaded = config.load(_file(arguments))
     check_exposure(loaded.config)
@@ -179,7 +186,7 @@ def _check(arguments: argparse.Namespace) -> None:
     examples = {route.name: f"{len(route.examples)} examples" if route.examples else "" for route in table.routes}
     print(_aligned([(r.name, " then ".join(r.backends), examples[r.name]) for r in table.routes], indent=2))
     print(f"classifier: {loaded.config.classifier.use}; server: {loaded.config.server.host}:{loaded.config.server.port}")
-    for problem in [*loaded.warnings, *assemble.find_lookalikes(loaded)]:
+    for problem in [*loaded.warnings, *find_unshared(loaded.config), *assemble.find_lookalikes(loaded)]:
         print(f"warning: {problem}", file=sys.stderr)
 
 
@@ -214,20 +221,21 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from fingerpost.server.files import ConfigFile, tell
     from fingerpost.server.serve import serve
     from fingerpost.server.upkeep import Upkeep
 
-    def build(previous: assemble.World | None = None) -> assemble.World:
-        loaded = config.load(_file(arguments))
-        given = {key: value for key, value in (("host", arguments.host), ("port", arguments.port)) if value is not None}
-        server = loaded.config.server.model_copy(update=given)
-        world = assemble.build_world(loaded.config.model_copy(update={"server": server}), previous=previous)
-        for problem in loaded.warnings:
-            print(f"warning: {problem}", file=sys.stderr)
-        return world
+    given = {"host": arguments.host, "port": arguments.port, "workers": arguments.workers}
+    file = ConfigFile(Path(_file(arguments)), {key: value for key, value in given.items() if value is not None})
+    loaded = file.read()
+    if loaded.config.server.workers > 1:
+        from fingerpost.server.workers import serve_together
 
-    world = build()
-    return serve(world, Upkeep(world, Path(_file(arguments)), build))
+        tell(loaded.warnings)
+        return serve_together(file, loaded.config)
+    world = assemble.build_world(loaded.config)
+    tell(loaded.warnings)
+    return serve(world, Upkeep(world, file.path, file.rebuild, seen=file.looks))
 
 
 def _route(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from fingerpost.clients.keys import hash_of, new_key
 from fingerpost.config.shape import Config
 from fingerpost.errors import ConfigError
-from fingerpost.server.auth import ADMIN_PATHS, OPEN_PATHS, check_exposure, is_loopback
+from fingerpost.server.auth import ADMIN_PATHS, OPEN_PATHS, check_exposure, find_unshared, is_loopback
 from fingerpost.server.serve import build_server
 from fingerpost.testing import FakeBackend
 
@@ -248,3 +249,17 @@ def test_an_admin_key_opens_them_and_no_clients_key_does(serving: Callable[..., 
     assert json.loads(door.request("GET", "/readyz", headers=bearer())[2]) == {"status": "ready"}
     assert "in_flight" in json.loads(door.request("GET", "/readyz", headers=bearer(ADMIN))[2])
     assert door.request("POST", CHAT, HI, bearer(ADMIN))[0] == 401
+
+
+@pytest.mark.parametrize(("workers", "key", "limits", "warned"), [
+    (2, {"requests_per_minute": 5}, {}, True), (2, {"budget": {"usd": 1}}, {}, True), (2, {}, {}, False),
+    (1, {"requests_per_minute": 5}, {}, False), (2, {"tokens_per_minute": 5}, {"redis": "redis://localhost"}, False),
+])  # fmt: skip
+def test_limits_that_each_worker_counts_for_itself_are_warned_of(workers: int, key: Any, limits: Any, warned: bool) -> None:
+    config = Config.model_validate({
+        "backends": [{"name": "b", "model": "m", "url": "http://localhost"}], "routes": [{"name": "other", "backends": ["b"]}],
+        "server": {"workers": workers}, "limits": limits, "keys": [{"name": "k", "hash": hash_of(new_key()), **key}],
+    })  # fmt: skip
+    told = [str(problem) for problem in find_unshared(config)]
+    assert bool(told) == warned
+    assert all(re.search("each of 2 workers .* limits.redis", problem) for problem in told)

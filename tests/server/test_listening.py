@@ -17,7 +17,8 @@ import trustme
 from fingerpost.clients.keys import hash_of, new_key
 from fingerpost.config.access import TlsConfig
 from fingerpost.errors import ConfigError
-from fingerpost.server.serve import build_tls, serve
+from fingerpost.server.files import build_tls
+from fingerpost.server.serve import serve
 from fingerpost.testing import FakeReply
 
 CHAT = "/v1/chat/completions"

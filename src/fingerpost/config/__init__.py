@@ -25,8 +25,12 @@ class Loaded:
     warnings: tuple[Problem, ...] = ()
 
 
-def load(path: str | Path, environ: Mapping[str, str] | None = None, *, deciding_only: bool = False) -> Loaded:
+def load(
+    path: str | Path, environ: Mapping[str, str] | None = None, *, deciding_only: bool = False, text: str | None = None
+) -> Loaded:
     """The configuration in a YAML file, with `${NAME}` and `${NAME:-default}` replaced from the environment.
+
+    `text` is what stands in the file, where that was read before.
 
     With `deciding_only`, a variable that is not set is no problem where any text will do, as for a backend's key: what only
     decides carries nothing there. A classifier is asked all the same, so what it needs must be set.
@@ -34,7 +38,7 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None, *, deciding
     Raises:
         ConfigError: everything that is wrong with it.
     """
-    source = read(path)
+    source = read(path, text)
     data, unset = substitute(source.data, environ)
     config, misshapen = validate(data, source.data)
     unset_at, wrong_at = ({problem.path for problem in problems} for problems in (unset, misshapen))

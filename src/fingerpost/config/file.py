@@ -57,13 +57,13 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read(path: str | Path) -> Source:
-    """The parsed file.
+def read(path: str | Path, text: str | None = None) -> Source:
+    """The parsed file, or the parsed `text` where it was read before.
 
     Raises:
         ConfigError: it is not there, not readable, or not YAML.
     """
-    file, text = str(path), _text_of(path)
+    file, text = str(path), read_text(path) if text is None else text
     if file.endswith(".json"):
         text = text.replace("\t", " ")  # YAML knows no tabs between tokens, and within JSON's strings there are none
     try:
@@ -88,12 +88,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         ConfigError: it is not there, not readable, or not TOML.
     """
     try:
-        return tomllib.loads(_text_of(path))
+        return tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError([Problem("", f"this is not TOML: {error}", file=str(path))]) from None
 
 
-def _text_of(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ConfigError: it is not there, not readable, or no text.
+    """
     file = str(path)
     try:
         return Path(path).read_text(encoding="utf-8")

@@ -136,7 +136,7 @@ class EmbeddedConfig(Section):
 
     use: Literal["embedded"]
     threads: int | None = Field(
-        None, ge=1, le=256, description="Conversations read at once; one for each CPU core unless given."
+        None, ge=1, le=256, description="Conversations read at once in a process; one for each CPU core unless given."
     )
     threshold: float = Field(0.0, ge=0, le=1, description="In a chain: the confidence that ends the asking.")
 
@@ -267,6 +267,7 @@ class ServerConfig(Section):
 
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=256, description="Processes that share the port.")
     open: bool = Field(False, description="Serve whoever reaches the address, without keys.")
     tls: TlsConfig | None = Field(None, description="The certificate to serve with.")
     admin: AdminConfig | None = Field(None, description="Who gets at metrics and the detail of readiness.")

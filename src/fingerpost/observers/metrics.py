@@ -51,11 +51,21 @@ class Metrics:
             "fingerpost_config_last_reload_ok", "1 unless the last reload failed.", registry=self.registry
         )
         self._last_reload_ok.set(1)
+        self._renewals = count("certificate_reload", "Reloads of the certificate: ok or failed.", "result")
+        self._last_renewal_ok = Gauge(
+            "fingerpost_certificate_last_reload_ok", "1 unless the last reload failed.", registry=self.registry
+        )
+        self._last_renewal_ok.set(1)
 
     def reloaded(self, *, ok: bool) -> None:
         """Counts a reload of the configuration."""
         self._reloads.add("ok" if ok else "failed")
         self._last_reload_ok.set(ok)
+
+    def renewed(self, *, ok: bool) -> None:
+        """Counts a reload of the certificate."""
+        self._renewals("ok" if ok else "failed").inc()
+        self._last_renewal_ok.set(ok)
 
     def learn(self, routes: Collection[str]) -> None:
         """Makes more route names label values."""

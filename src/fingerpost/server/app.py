@@ -202,11 +202,13 @@ class App:
         with suppress(Refused):
             auth.check_admin(self.world.config, request.headers, own_port=request.on_admin_port)
             detail["in_flight"] = self.world.gateway.in_flight
-            detail["config"] = "the last reload failed; the log says why" if self.upkeep.failed else "ok"
+            detail |= self.upkeep.detail()
         send_json(request, status, detail)
 
     async def _metrics(self, request: Request, visit: Visit | None) -> None:
-        content = self.world.metrics.render(self.world.gateway.in_flight, self.world.guards.values())
+        content = self.world.report()
+        if self.upkeep.summed is not None:
+            content = await self.upkeep.summed(content)
         send_bytes(request, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     def _told(self, request: Request, decision: Decision, visit: Visit | None) -> Headers:

@@ -26,6 +26,15 @@ def check_exposure(config: Config) -> None:
     raise ConfigError([Problem("server.host", what, fix)])
 
 
+def find_unshared(config: Config) -> list[Problem]:
+    """A warning where workers would each count for themselves what clients may use."""
+    limited = any(key.requests_per_minute or key.tokens_per_minute or key.budget for key in config.keys)
+    if config.server.workers < 2 or not limited or config.limits.redis is not None:
+        return []
+    what = f"each of {config.server.workers} workers counts the limits of keys by itself: clients may use so many times as much"
+    return [Problem("server.workers", what, "Set limits.redis, where all count together", warning=True)]
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches that address; a name other than localhost may stand for anything."""
     try:

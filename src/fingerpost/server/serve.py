@@ -6,21 +6,20 @@ import asyncio
 import gc
 import signal
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
 from fingerpost.assemble import World
-from fingerpost.config.access import TlsConfig
-from fingerpost.errors import ConfigError, Problem
+from fingerpost.config.shape import Config
 from fingerpost.server.app import App
 from fingerpost.server.auth import check_exposure
+from fingerpost.server.files import Certificate
 from fingerpost.server.protocol import ClientConnection
 from fingerpost.server.request import Request
 from fingerpost.server.upkeep import Upkeep
@@ -35,7 +34,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, admin: uvicorn.Config | None = None, request_timeout: float = 60.0) -> None:
         super().__init__(config)
-        self._admin = admin
+        self.admin = admin
         self._request_timeout = request_timeout
         self.listening = False
 
@@ -43,14 +42,31 @@ class Server(uvicorn.Server):
         """Starts to listen; the port that it says is the real one where 0 was configured."""
         await super().startup(sockets)
         self._say("fingerpost listens", 0)
-        if self._admin is not None:
-            await self._listen_to_administrators(self._admin)
+        if self.admin is not None:
+            try:
+                await self.listen(self.admin, host=self.admin.host, port=self.admin.port)
+            except OSError as error:
+                where = f"{self.admin.host}:{self.admin.port}"
+                print(f"server.admin: cannot listen on {where}: {error.strerror}", file=sys.stderr)
+                await self.shutdown()
+                sys.exit(1)
             self._say("its administrators' port", 1)
         self.listening = True
         # What is there now stays: the collector need not go through it again and again, or after every few hundred new objects.
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
+
+    async def listen(self, config: uvicorn.Config, **where: Any) -> asyncio.Server:
+        """Takes connections there too, for what a configuration serves, until what it returns is closed."""
+
+        def accept() -> Any:
+            return config.http_protocol_class(config=config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(accept, ssl=self.config.ssl, backlog=config.backlog, **where)
+        self.servers.append(listening)
+        return listening
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop. Once a second, ends connections whose request does not come in."""
@@ -61,22 +77,8 @@ class Server(uvicorn.Server):
                     connection.expire(now, self._request_timeout)
         return await super().on_tick(counter)
 
-    async def _listen_to_administrators(self, admin: uvicorn.Config) -> None:
-        def accept() -> Any:
-            return admin.http_protocol_class(config=admin, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
-
-        try:
-            listening = await asyncio.get_running_loop().create_server(accept, admin.host, admin.port, ssl=self.config.ssl)
-        except OSError as error:
-            print(f"server.admin: cannot listen on {admin.host}:{admin.port}: {error.strerror}", file=sys.stderr)
-            await self.shutdown()
-            sys.exit(1)
-        self.servers.append(listening)
-
     def _say(self, what: str, place: int) -> None:
-        host, port = self.servers[place].sockets[0].getsockname()[:2]
-        scheme = "https" if self.config.ssl else "http"
-        print(f"{what} on {scheme}://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
+        say(what, self.servers[place].sockets[0], secure=self.config.ssl is not None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Lets running requests finish; a second Ctrl-C cuts them, but even then the gateway is closed in order."""
@@ -112,8 +114,11 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def build_server(world: World, upkeep: Upkeep | None = None) -> Server:
-    """A server for one world; `run` serves until a signal, or `should_exit`, asks it to stop.
+Kind = TypeVar("Kind", bound=Server)
+
+
+def build_server(world: World, upkeep: Upkeep | None = None, make: type[Kind] = Server) -> Kind:  # type: ignore[assignment]
+    """A server of some kind for one world; `run` serves until a signal, or `should_exit`, asks it to stop.
 
     Raises:
         ConfigError: it would serve whoever reaches it without being told so.
@@ -122,11 +127,12 @@ def build_server(world: World, upkeep: Upkeep | None = None) -> Server:
     settings, app = world.config.server, App(world, upkeep=upkeep)
     config = _uvicorn_config(world, app, app.serve, settings.host, settings.port)
     if settings.tls is not None:
-        config.ssl = build_tls(settings.tls)
+        app.upkeep.certificate = Certificate(settings.tls)
+        config.ssl = app.upkeep.certificate.context
     admin = None
     if settings.admin is not None and settings.admin.port is not None:
         admin = _uvicorn_config(world, app, app.serve_admin, settings.admin.host, settings.admin.port)
-    return Server(config, admin, settings.request_timeout)
+    return make(config, admin, settings.request_timeout)
 
 
 def _uvicorn_config(
@@ -152,38 +158,6 @@ def _uvicorn_config(
     return config
 
 
-def build_tls(config: TlsConfig) -> ssl.SSLContext:
-    """What a server with this certificate needs: TLS 1.2 and later.
-
-    Raises:
-        ConfigError: the certificate or its key cannot be used.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for name, file in (("cert", config.cert), ("key", config.key)):
-        try:
-            with open(file, "rb") as opened:
-                content = opened.read()
-        except OSError as error:
-            raise _bad_tls(name, f"{file} cannot be read ({error.strerror})", "Check the path and its permissions") from None
-        if b"-----BEGIN " not in content:
-            raise _bad_tls(name, f"{file} holds no PEM", "PEM begins with -----BEGIN; DER has to be converted")
-    try:
-        context.load_cert_chain(config.cert, config.key, password=lambda: "")
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise _bad_tls(
-                "key", f"{config.key} does not belong to {config.cert}", "Give the key of that certificate"
-            ) from None
-        what = f"{config.cert} and {config.key} cannot be used ({error.reason or 'the key asks for a password'})"
-        raise _bad_tls("cert", what, "Both have to be whole and in PEM, the key without a password") from None
-    return context
-
-
-def _bad_tls(name: str, what: str, fix: str) -> ConfigError:
-    return ConfigError([Problem(f"server.tls.{name}", what, fix)])
-
-
 def _drain(world: World) -> int:
     return max(1, round(world.config.server.drain))
 
@@ -197,7 +171,19 @@ def serve(world: World, upkeep: Upkeep | None = None) -> int:
     try:
         build_server(world, upkeep).run()
     except SystemExit:  # uvicorn's word for a failed start; it has logged the cause
-        where = f"{world.config.server.host}:{world.config.server.port}"
-        print(f"fingerpost could not start on {where}; --host and --port take another address", file=sys.stderr)
-        return 1
+        return could_not_start(world.config)
     return 0
+
+
+def could_not_start(config: Config) -> int:
+    """Says that the address cannot be served at; 1, the exit code for that."""
+    where = f"{config.server.host}:{config.server.port}"
+    print(f"fingerpost could not start on {where}; --host and --port take another address", file=sys.stderr)
+    return 1
+
+
+def say(what: str, listening: socket.socket, *, secure: bool) -> None:
+    """Says on standard error where a socket listens."""
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"{what} on {'https' if secure else 'http'}://{shown}:{port}", file=sys.stderr, flush=True)

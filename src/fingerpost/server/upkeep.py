@@ -1,23 +1,24 @@
-"""What a serving world needs beside requests: its backends are asked whether they live, its configuration file is followed."""
+"""What a serving world needs beside requests: its backends are asked whether they live, its files are followed."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 from fingerpost.assemble import World, conceal_options
 from fingerpost.errors import FingerpostError
 from fingerpost.server.auth import check_exposure
+from fingerpost.server.files import Certificate, Looks, Watch
 from fingerpost.upstreams.guarded import Guarded
 
 Rebuild = Callable[[World], World]
 """Builds the world that the configuration file describes now, to follow the one that is given."""
 
-FIXED = ("host", "port", "tls", "admin", "connections", "request_timeout")
+FIXED = ("host", "port", "workers", "tls", "admin", "connections", "request_timeout")
 """Keys of the server that a reload cannot change: the socket is open."""
 
 _log = logging.getLogger("fingerpost.server")
@@ -27,37 +28,60 @@ class Upkeep:
     """Holds the world that is served now and keeps it up to date: requests read `world` once, when they begin.
 
     A reload builds a second world, gets it ready and puts it in the place of the first, which is closed when its requests are
-    over, or `server.drain` seconds later. What cannot be loaded changes nothing: the last good world stays. The file is looked
-    at `every` so many seconds.
+    over, or `server.drain` seconds later. What cannot be loaded changes nothing: the last good world stays, and so does the
+    last good `certificate`. The files are looked at `every` so many seconds.
+
+    One of several workers has a `number`, tells the others' parent what it has `taken` up, and has its metrics `summed` up
+    with theirs. `seen` is how the configuration file looked when the first world was read from it.
     """
 
-    def __init__(self, world: World, file: Path | None = None, rebuild: Rebuild | None = None, every: float = 1.0) -> None:
+    def __init__(
+        self,
+        world: World,
+        file: Path | None = None,
+        rebuild: Rebuild | None = None,
+        every: float = 1.0,
+        *,
+        seen: Looks | None = None,
+    ) -> None:
         self.world = world
         self.file = file
-        self.failed = False
+        self.failed = self.certificate_failed = False
+        self.certificate: Certificate | None = None
+        self.number: int | None = None
+        self.taken: Callable[[], None] = lambda: None
+        self.summed: Callable[[bytes], Awaitable[bytes]] | None = None
+        self._watch = Watch([file] if file else [], seen)
         self._rebuild = rebuild
         self._every = every
         self._asked = asyncio.Event()
         self._retiring: list[World] = []
 
     def ask(self) -> None:
-        """Asks for a reload, as SIGHUP does, whether or not the file has changed."""
+        """Asks for a reload, as SIGHUP does, whether or not the files have changed."""
         self._asked.set()
+
+    def detail(self) -> dict[str, object]:
+        """What administrators are told of it."""
+        failed = "the last reload failed; the log says why"
+        told: dict[str, object] = {"config": failed if self.failed else "ok"}
+        if self.certificate is not None:
+            told["certificate"] = failed if self.certificate_failed else "ok"
+        if self.number is not None:
+            told["worker"] = self.number
+        return told
 
     async def keep(self) -> None:
         """Works until it is cancelled; whatever it has started is over then."""
         async with asyncio.TaskGroup() as group:
             probing = group.create_task(_probe_all(self.world))
-            last: object = await self._look()
-            seen = last
-            while self._rebuild and self.file:
+            while (self._rebuild and self.file) or self.certificate:
                 asked = await self._wait()
-                looks = await self._look()
-                # A file that has just changed may still be being written: it is read when it has stayed as it is for once.
-                changed = self.world.config.server.reload and looks != seen and looks == last
-                last = looks
-                if asked or changed:
-                    seen = looks
+                if not (asked or self.world.config.server.reload):
+                    continue
+                if self.certificate and await self.certificate.watch.changed(asked=asked):
+                    await self._renew(self.certificate)
+                if self._rebuild and self.file and await self._watch.changed(asked=asked):
                     old = await self._reload(self._rebuild)
                     if old is not None:
                         probing.cancel()
@@ -65,7 +89,7 @@ class Upkeep:
                         group.create_task(self._retire(old))
 
     async def _wait(self) -> bool:
-        """Waits until it is time to look at the file again; true if somebody asked for a reload."""
+        """Waits until it is time to look at the files again; true if somebody asked for a reload."""
         try:
             async with asyncio.timeout(self._every):
                 await self._asked.wait()
@@ -74,17 +98,16 @@ class Upkeep:
         self._asked.clear()
         return True
 
-    async def _look(self) -> object:
-        """What changes when the file does."""
-
-        def look() -> object:
-            try:
-                found = self.file.stat() if self.file else None
-            except OSError:
-                return None
-            return found and (found.st_mtime_ns, found.st_size, found.st_ino)
-
-        return await asyncio.to_thread(look)
+    async def _renew(self, certificate: Certificate) -> None:
+        """Serves the certificate that is in the files now, if it can be used."""
+        try:
+            await asyncio.to_thread(certificate.renew)
+            self.certificate_failed = False
+            print("fingerpost serves a renewed certificate", file=sys.stderr, flush=True)
+        except FingerpostError as error:
+            self.certificate_failed = True
+            _log.error("the certificate was not renewed, the last good one stays: %s", error.message)
+        self.world.metrics.renewed(ok=not self.certificate_failed)
 
     async def _reload(self, rebuild: Rebuild) -> World | None:
         """Puts a new world in the place of the old one, which it returns, or None when it could not."""
@@ -112,6 +135,7 @@ class Upkeep:
         self.world, self.failed = new, False
         new.metrics.reloaded(ok=True)
         print(f"fingerpost reloaded {self.file}", file=sys.stderr, flush=True)
+        self.taken()
         return old
 
     async def _retire(self, world: World) -> None:

@@ -43,7 +43,7 @@ class Embedded:
 
     def __init__(self, artifact: Path = ARTIFACT, threads: int | None = None) -> None:
         self._artifact = artifact
-        self._workers = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="fingerpost-embedded")
+        self._workers = ThreadPoolExecutor(threads or cores(), thread_name_prefix="fingerpost-embedded")
         self._tables: OrderedDict[bytes, tuple[Matcher, Clean]] = OrderedDict()
         self._lock = Lock()
 
@@ -123,6 +123,6 @@ class Embedded:
         return replace(matcher, lesson=lesson)
 
 
-def _cores() -> int:
-    """The CPU cores that this process may use."""
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

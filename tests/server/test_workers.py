@@ -1,0 +1,328 @@
+"""Several processes behind one port: a real parent in this process, real workers in theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fingerpost.errors import ConfigError
+from fingerpost.observers.totals import total
+from fingerpost.server.files import ConfigFile
+from fingerpost.server.workers import Workers, bind, serve_together
+from fingerpost.testing import FakeBackend, FakeReply
+
+CHAT = "/v1/chat/completions"
+HI = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = {**HI, "stream": True}
+
+
+def text(url: str, *, route: str = "chat", more: str = "", classifier: str = "") -> str:
+    return f"""
+backends: [{{name: b0, model: m, url: "{url}", accepts: [text, image]}}]
+routes: [{{name: {route}, description: Small talk., backends: [b0]}}, {{name: other, backends: [b0]}}]
+classifier: {classifier or f"{{use: fixed, route: {route}}}"}
+server: {{port: 0, workers: 2, admin: {{port: 0}}{more}}}
+"""
+
+
+class Together:
+    """Workers behind a port, and a plain client for them; all of it blocks and belongs into a thread."""
+
+    def __init__(self, workers: Workers, ports: list[int], until: Callable[..., None]) -> None:
+        self.workers = workers
+        self.port, self.admin = ports
+        self.until = until
+
+    @property
+    def pids(self) -> list[int]:
+        return [one.process.pid for one in self.workers._running.values() if one.ready_at is not None]
+
+    def ask(self, method: str, path: str, body: Any = None, port: int | None = None) -> tuple[int, dict[str, str], bytes]:
+        with closing(http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)) as client:
+            client.request(method, path, body and json.dumps(body), {})
+            with client.getresponse() as answer:
+                return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+    def metrics(self) -> dict[str, float]:
+        lines = self.ask("GET", "/metrics", port=self.admin)[2].decode().split("\n")
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line and line[0] != "#"}
+
+    def answered(self) -> float:
+        return sum(value for series, value in self.metrics().items() if series.startswith("fingerpost_requests_total"))
+
+    def models(self) -> bytes:
+        return self.ask("GET", "/v1/models")[2]
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "fingerpost.yaml"
+
+
+@pytest.fixture
+def together(path: Path, eventually: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> Start:
+    """What starts workers, in `async with`, that serve what a text says."""
+
+    @asynccontextmanager
+    async def start(content: str, **options: Any) -> AsyncIterator[Together]:
+        await asyncio.to_thread(path.write_text, content, encoding="utf-8")
+        file = ConfigFile(path, {})
+        config = file.read().config
+        with ExitStack() as opened:
+            main, [admin] = (bind(opened, "127.0.0.1", 0, copies) for copies in (2, 1))
+            workers = Workers(file, config, main, admin, **options)
+            one = Together(workers, [bound[0].getsockname()[1] for bound in (main[0], admin)], eventually)
+            running = asyncio.ensure_future(workers.run())
+            try:
+                await asyncio.to_thread(eventually, lambda: workers._open or running.done())
+                yield one
+            finally:
+                workers._stop(signal.SIGTERM)
+                one.code = await running
+
+    return start
+
+
+async def test_both_serve_one_port_their_metrics_add_up_and_one_that_is_told_to_stop_is_replaced(
+    together: Start, fake: FakeBackend, capfd: Any
+) -> None:
+    async with together(text(fake.url)) as one:
+
+        def use() -> None:
+            before: set[str] = set()
+            for _ in range(40):
+                before.add(one.ask("POST", CHAT, HI)[1]["x-fingerpost-request-id"][:22])
+            assert len(before) == 2
+            workers: set[int] = set()
+            for _ in range(20):
+                assert one.answered() == 40
+                workers.add(json.loads(one.ask("GET", "/readyz", port=one.admin)[2])["worker"])
+            assert workers == {1, 2}
+            metrics = one.metrics()
+            assert metrics["fingerpost_workers"] == 2
+            assert metrics["fingerpost_worker_replacements_total"] == 0
+            assert metrics['fingerpost_attempts_total{backend="b0",status="200"}'] == 40
+            assert metrics['fingerpost_decision_seconds_bucket{cached="false",le="+Inf",source="fixed"}'] == 2
+            assert one.ask("GET", "/metrics")[0] == 403
+
+        def tell_one_to_stop() -> None:
+            victim = one.pids[1]
+            os.kill(victim, signal.SIGTERM)
+            one.until(lambda: len(one.pids) == 2 and victim not in one.pids)
+            assert one.answered() == 40
+
+        await asyncio.to_thread(use)
+        assert len(set(one.pids)) == 2
+        await asyncio.to_thread(tell_one_to_stop)
+    assert one.code == 0
+    assert capfd.readouterr().err.splitlines() == [
+        f"fingerpost listens on http://127.0.0.1:{one.port}",
+        f"its administrators' port on http://127.0.0.1:{one.admin}",
+        "worker 2 ended (exit code 0); it is replaced",
+    ]
+
+
+async def test_one_that_does_not_answer_is_in_the_metrics_with_what_it_said_last(together: Start, fake: FakeBackend) -> None:
+    async with together(text(fake.url), patience=0.1) as one:
+
+        def use() -> None:
+            for _ in range(10):
+                assert one.ask("POST", CHAT, HI)[0] == 200
+            said = one.workers._running
+            one.until(lambda: '200"} 10.0' in total([said[number].metrics for number in said]))
+            os.kill(one.pids[0], signal.SIGSTOP)
+            try:
+                assert one.answered() == 10
+            finally:
+                os.kill(one.pids[0], signal.SIGCONT)
+
+        await asyncio.to_thread(use)
+
+
+async def test_the_death_of_one_breaks_its_own_requests_alone_and_it_is_replaced(
+    together: Start, fake: FakeBackend, capfd: Any
+) -> None:
+    fake.default = FakeReply("one two", pause=0.01)
+    async with together(text(fake.url)) as one:
+        done, broken = [], []
+        enough = threading.Event()
+
+        def load() -> None:
+            while not enough.is_set():
+                try:
+                    status, _, content = one.ask("POST", CHAT, STREAM)
+                    done.append(status == 200 and content.endswith(b"data: [DONE]\n\n"))
+                except (http.client.HTTPException, OSError) as error:
+                    broken.append(error)
+
+        def kill_and_look() -> None:
+            clients = [threading.Thread(target=load) for _ in range(6)]
+            for client in clients:
+                client.start()
+            one.until(lambda: len(done) > 50)
+            one.until(lambda: one.answered() > 50)
+            counted, victim = one.answered(), one.pids[0]
+            os.kill(victim, signal.SIGKILL)
+            one.until(lambda: len(one.pids) == 2 and victim not in one.pids)
+            assert one.answered() >= counted
+            enough.set()
+            for client in clients:
+                client.join(30)
+            assert one.metrics()["fingerpost_worker_replacements_total"] == 1
+
+        await asyncio.to_thread(kill_and_look)
+    assert all(done)
+    assert len(broken) <= 6
+    assert not [error for error in broken if isinstance(error, ConnectionRefusedError)]
+    assert one.code == 0
+    assert "ended (signal 9); it is replaced\n" in capfd.readouterr().err
+
+
+async def test_sigterm_lets_streams_finish_and_the_code_is_0(together: Start, fake: FakeBackend) -> None:
+    fake.default = FakeReply("one two three four five six", pause=0.1)
+    async with together(text(fake.url)) as one:
+        answers: list[Any] = []
+
+        def use() -> None:
+            clients = [threading.Thread(target=lambda: answers.append(one.ask("POST", CHAT, STREAM))) for _ in range(6)]
+            for client in clients:
+                client.start()
+            one.until(lambda: len(fake.requests) == 6)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for client in clients:
+                client.join(30)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", one.port))
+
+        await asyncio.to_thread(use)
+    assert one.code == 0
+    assert [(status, content[-16:]) for status, _, content in answers] == [(200, b"\n\ndata: [DONE]\n\n")] * 6
+
+
+async def test_a_second_ctrl_c_cuts(together: Start, fake: FakeBackend) -> None:
+    fake.default = FakeReply(hang=True)
+    async with together(text(fake.url)) as one:
+        answers: list[int] = []
+
+        def use() -> None:
+            client = threading.Thread(target=lambda: answers.append(one.ask("POST", CHAT, HI)[0]))
+            client.start()
+            one.until(lambda: fake.requests)
+            os.kill(os.getpid(), signal.SIGINT)
+            one.until(one.workers._stopping.is_set)
+            os.kill(os.getpid(), signal.SIGINT)
+            client.join(30)
+
+        await asyncio.to_thread(use)
+    assert (one.code, answers) == (0, [503])
+
+
+async def test_all_follow_the_file_and_sighup_and_a_bad_file_keeps_the_last_good_one_even_in_a_new_worker(
+    together: Start, fake: FakeBackend, path: Path, capfd: Any
+) -> None:
+    async with together(text(fake.url)) as one:
+
+        def reload(content: str) -> None:
+            path.write_text(content, encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        def use() -> None:
+            path.write_text(text(fake.url, route="talk", more=", reload: false"), encoding="utf-8")
+            one.until(lambda: one.metrics().get('fingerpost_config_reload_total{result="ok"}') == 2)
+            assert all(b'"talk"' in one.models() for _ in range(20))
+            reload("backends: nonsense")
+            one.until(lambda: one.metrics().get('fingerpost_config_reload_total{result="failed"}') == 2)
+            assert one.metrics()["fingerpost_config_last_reload_ok"] == 0
+            victim = one.pids[0]
+            os.kill(victim, signal.SIGKILL)
+            one.until(lambda: len(one.pids) == 2 and victim not in one.pids)
+            assert all(b'"talk"' in one.models() for _ in range(20))
+            reload(text(fake.url, route="chat", more=", reload: false"))
+            one.until(lambda: one.metrics()["fingerpost_config_last_reload_ok"] == 1)
+            assert all(b'"chat"' in one.models() for _ in range(20))
+
+        await asyncio.to_thread(use)
+    assert capfd.readouterr().err.count(f"fingerpost reloaded {path}") == 4
+
+
+async def test_what_is_wrong_at_the_start_is_told_once(together: Start, fake: FakeBackend, capfd: Any) -> None:
+    async with together(text(fake.url, classifier="nowhere.to_be:found")) as one:
+        pass
+    told = capfd.readouterr().err
+    assert one.code == 2
+    assert told.count("nowhere.to_be:found cannot be imported") == 1
+    assert "worker 1 could not start (exit code 2); fingerpost stops" in told
+    assert "listens" not in told
+
+
+async def test_one_that_dies_again_and_again_ends_the_whole(together: Start, fake: FakeBackend, capfd: Any) -> None:
+    async with together(text(fake.url), pauses=(0.0, 0.05)) as one:
+
+        def use() -> None:
+            for _ in range(3):
+                one.until(lambda: 1 in one.workers._running and one.workers._running[1].ready_at is not None)
+                victim = one.workers._running[1].process.pid
+                os.kill(victim, signal.SIGKILL)
+                one.until(lambda dead=victim: dead not in one.pids)
+            one.until(one.workers._stopping.is_set)
+
+        await asyncio.to_thread(use)
+    told = capfd.readouterr().err
+    assert one.code == 1
+    assert "worker 1 died 3 times in a row soon after its start (last: signal 9); fingerpost stops" in told
+    assert "it is replaced in 0.05 s" in told
+
+
+def test_a_taken_port_is_said_plainly_and_returns_1(path: Path, capfd: Any) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        path.write_text(text("http://127.0.0.1:9/v1"), encoding="utf-8")
+        file = ConfigFile(path, {"port": port})
+        assert serve_together(file, file.read().config) == 1
+        told = capfd.readouterr().err
+        assert f"server: cannot listen on 127.0.0.1:{port}: Address already in use" in told
+        assert f"fingerpost could not start on 127.0.0.1:{port}" in told
+        path.write_text(text("http://127.0.0.1:9/v1").replace("admin: {port: 0}", f"admin: {{port: {port}}}"))
+        file = ConfigFile(path, {})
+        assert serve_together(file, file.read().config) == 1
+    assert f"server.admin: cannot listen on 127.0.0.1:{port}" in capfd.readouterr().err
+
+
+async def test_a_port_that_is_taken_meanwhile_is_said_plainly(path: Path, capfd: Any) -> None:
+    file = ConfigFile(path, {}, text("http://127.0.0.1:9/v1"))
+    config = file.parse(file.text).config
+    with ExitStack() as opened, closing(socket.socket()) as other:
+        main = bind(opened, "127.0.0.1", 0, 2)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(main[0][0].getsockname())
+        other.listen()
+        assert await Workers(file, config, main).run() == 1
+    assert "cannot listen: Address already in use; fingerpost stops" in capfd.readouterr().err
+
+
+def test_who_could_be_reached_by_strangers_is_refused_before_a_worker_starts(path: Path) -> None:
+    path.write_text(text("http://127.0.0.1:9/v1"), encoding="utf-8")
+    file = ConfigFile(path, {"host": "0.0.0.0"})
+    with pytest.raises(ConfigError, match="there are no keys"):
+        serve_together(file, file.read().config)
+
+
+def test_a_name_with_several_addresses_is_one_port_on_all_of_them() -> None:
+    with ExitStack() as opened:
+        bound = bind(opened, "localhost", 0, 2)
+        assert len({one.getsockname()[1] for copy in bound for one in copy}) == 1
+        assert len({one.getsockname()[0] for copy in bound for one in copy}) == len(bound[0]) == len(bound[1])
