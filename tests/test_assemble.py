@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from fingerpost.assemble import (
     pick_classifier,
 )
 from fingerpost.chat import ChatRequest
+from fingerpost.classifiers import ask
 from fingerpost.classifiers.arch import Arch
 from fingerpost.classifiers.chain import Chain
 from fingerpost.classifiers.embedded import Embedded
@@ -28,6 +30,7 @@ from fingerpost.config import Loaded, load
 from fingerpost.config.shape import Config
 from fingerpost.errors import ConfigError
 from fingerpost.observers.log import JsonLog
+from fingerpost.routes import Breaker
 from fingerpost.testing import FakeBackend, FakeReply, ScriptedClassifier
 
 BACKEND = {"name": "small", "model": "org/small", "url": "http://localhost:1/v1"}
@@ -128,6 +131,24 @@ async def test_an_arch_server_may_want_no_key():
         await arch.classify(conversation(), build_table(config_of()))
         await arch.aclose()
     assert "authorization" not in fake.requests[0].headers
+
+
+@pytest.mark.parametrize("bad", [FakeReply(status=500), FakeReply(hang=True)], ids=["fails", "late"])
+@pytest.mark.parametrize("use", [{"use": "arch"}, {"use": "systemone", "model": "m"}], ids=str)
+async def test_a_classifiers_server_that_keeps_failing_is_left_alone_until_it_is_better(use, bad):
+    table = build_table(config_of())
+    good = {"choices": [{"message": {"content": "chat"}}], "answers": {"route": {"choice": "chat"}}}
+    with FakeBackend(bad) as fake:
+        classifier = classifier_of({**use, "url": fake.url, "deadline": 0.1})
+        said = [(await ask(classifier, conversation(), table))[1] for _ in range(7)]
+        assert len(fake.requests) == 5
+        assert all("it keeps failing" in why for why in said[5:])
+        fake.default = FakeReply(completion=good)
+        await asyncio.sleep(Breaker().pause + 0.1)
+        verdict, _ = await ask(classifier, conversation(), table)
+        await classifier.aclose()
+    assert verdict.route == "chat"
+    assert not any("it keeps failing" in why for why in said[:5])
 
 
 @pytest.mark.parametrize("race", [True, False])

@@ -94,10 +94,10 @@ def build_classifier(config: ClassifierConfig, workers: int = 1) -> Classifier:
             return Embedded(threads=config.threads or max(1, cores() // workers))
         case ArchConfig():
             backend = Backend("arch", config.model, config.url.rstrip("/"), config.key or None)
-            return Arch(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
+            return Arch(backend, _guarded(backend), deadline=config.deadline, budget=config.budget)
         case SystemOneConfig():
             backend = Backend("systemone", config.model, config.url, config.key or None)
-            return SystemOne(backend, _upstream(backend), deadline=config.deadline, budget=config.budget)
+            return SystemOne(backend, _guarded(backend), deadline=config.deadline, budget=config.budget)
         case RulesConfig():
             return Rules([_rule(rule) for rule in config.rules])
         case FixedConfig():
@@ -250,12 +250,12 @@ def _decide_alike(one: Config, two: Config) -> bool:
     return (one.classifier, one.rules, one.server.cache) == (two.classifier, two.rules, two.server.cache)
 
 
-def _guarded(backend: Backend, transport: str) -> Guarded:
-    """The upstream of a backend: one of the HTTP client's for each URL, behind a guard."""
+def _guarded(backend: Backend, transport: str = "auto") -> Guarded:
+    """The upstream of a backend or of a classifier's server: one of the HTTP client's for each URL, behind a guard."""
     return Guarded(Guard(backend), [_upstream(replace(backend, url=url), transport) for url in backend.urls])
 
 
-def _upstream(backend: Backend, transport: str = "auto") -> Upstream:
+def _upstream(backend: Backend, transport: str) -> Upstream:
     proxy = proxy_for(backend.url)
     # Imported here: either takes longer to load than a decision without one takes in all.
     if transport == "library" or (transport == "auto" and proxy):

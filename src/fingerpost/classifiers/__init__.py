@@ -59,6 +59,14 @@ async def ask(classifier: Classifier, conversation: Conversation, table: RouteTa
         return None, f"{name} gave no verdict {f'within {deadline:g} s' if late.expired() else f'({type(error).__name__})'}"
 
 
+def given_up_at(deadline: float | None) -> float | None:
+    """When, on the event loop's clock, a question asked now has waited for (nearly) all of a classifier's deadline.
+
+    The wait began a moment before, in `ask`: a call that is cut in the last tenth of it was too slow, not unwanted.
+    """
+    return None if deadline is None else asyncio.get_running_loop().time() + 0.9 * deadline
+
+
 def _is_sound(verdict: Verdict, table: RouteTable) -> bool:
     believed = verdict.probabilities
     names_known = all(name in table.by_name or name == OTHER for name in believed)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from fingerpost.chat import Conversation, Message
+from fingerpost.classifiers import given_up_at
 from fingerpost.classifiers.arch.prompt import window
 from fingerpost.errors import ClassifierError, UpstreamError
 from fingerpost.records import Verdict
@@ -72,9 +73,10 @@ class SystemOne:
         await self._upstream.aclose()
 
     async def _ask(self, body: dict[str, Any]) -> _Answer:
-        name = self._backend.name
+        name, content = self._backend.name, msgspec.json.encode(body)
+        call = Call(self._backend, content, path="/v1/systemone", deadline=given_up_at(self.deadline))
         try:
-            reply = await self._upstream.send(Call(self._backend, msgspec.json.encode(body), path="/v1/systemone"))
+            reply = await self._upstream.send(call)
             content = await reply.read(MAX_REPLY_BYTES)
         except UpstreamError as error:
             raise ClassifierError(error.message) from None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from contextlib import asynccontextmanager
@@ -97,6 +98,32 @@ async def test_a_server_that_refuses_a_constraint_is_asked_with_the_next_and_tha
     assert len(fake.requests) == tries + 1
     assert fake.requests[-1].json.keys() & CONSTRAINED == used
     assert fake.requests[-1].json["temperature"] == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "tries"),
+    [("I would say it rains.", 2), ('{"route": "weather"}', 2), ('Sure!\n{"route": "chit_chat"}', 1)],
+    ids=["nothing", "no route of these", "a route in its own words"],
+)
+async def test_a_server_that_passes_over_the_choice_is_asked_for_the_schema_and_that_is_remembered(said, tries):
+    with FakeBackend(lambda request: ANSWER if "response_format" in request.json else FakeReply(said)) as fake:
+        async with arch_at(fake) as arch:
+            first = await arch.classify(asked("Hi"), TABLE)
+            assert len(fake.requests) == tries
+            second = await arch.classify(asked("Hello"), TABLE)
+    assert first.route == second.route == "chit_chat"
+    assert len(fake.requests) == tries + 1
+    assert fake.requests[-1].json.keys() & CONSTRAINED == {"response_format", "logprobs", "top_logprobs"}
+
+
+@pytest.mark.parametrize("said", ['{"route": "chit_chat"}', '{"route": "chit_c'], ids=["whole", "cut off"])
+async def test_a_server_that_keeps_to_the_choice_is_asked_for_it_again(said):
+    with FakeBackend(FakeReply(said)) as fake:
+        async with arch_at(fake) as arch:
+            for _ in range(2):
+                with contextlib.suppress(ClassifierError):
+                    await arch.classify(asked("Hi"), TABLE)
+    assert ["structured_outputs" in request.json for request in fake.requests] == [True, True]
 
 
 async def test_the_response_format_is_a_strict_schema_of_the_routes():

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from fingerpost.chat import Conversation
+from fingerpost.classifiers import given_up_at
 from fingerpost.classifiers.arch.answer import believe
 from fingerpost.classifiers.arch.prompt import render
 from fingerpost.errors import ClassifierError, UpstreamError
@@ -39,7 +40,7 @@ CONSTRAINTS: tuple[Constrain, ...] = (
     lambda answers: {},
 )
 """What to ask of the server so that it can only answer with a route, the strictest first; a server that refuses one is
-asked with the next."""
+asked with the next, and so is one that passes over the first as llama.cpp does: it answers with something else."""
 
 
 class Arch:
@@ -85,17 +86,18 @@ class Arch:
 
     async def _ask(self, prompt: str, names: list[str]) -> dict[str, Any]:
         answers = [answer_for(name) for name in names]
-        constraint = self._constraint
+        constraint, deadline = self._constraint, given_up_at(self.deadline)
         while True:
+            how = self._constraints[constraint](answers)
             body = {
                 "model": self._backend.model,
                 "messages": [{"role": "user", "content": prompt}],
                 "max_tokens": MAX_ANSWER_TOKENS,
                 "temperature": 0,
-                **self._constraints[constraint](answers),
+                **how,
             }
             try:
-                reply = await self._upstream.send(Call(self._backend, msgspec.json.encode(body)))
+                reply = await self._upstream.send(Call(self._backend, msgspec.json.encode(body), deadline=deadline))
                 content = await reply.read(MAX_REPLY_BYTES)
             except UpstreamError as error:
                 raise ClassifierError(error.message) from None
@@ -103,15 +105,28 @@ class Arch:
             if reply.status in (400, 422) and not last and not _TOO_LONG.search(content):
                 constraint += 1
                 continue
-            if reply.status == 200:
-                # Only now is it known that the constraint was what the server refused, and not, say, a prompt too long for it.
-                self._constraint = max(self._constraint, constraint)
-            return _decoded(reply.status, content, self._backend.name)
+            answer = _decoded(reply.status, content, self._backend.name)
+            skipped = "structured_outputs" in how and not last and not _is_one_of(answer, answers)
+            # Only now is it known that the constraint was what the server refused, and not, say, a prompt too long for it.
+            self._constraint = max(self._constraint, constraint + skipped)
+            if skipped and believe(answer, names) is None:
+                constraint += 1
+                continue
+            return answer
 
 
 def answer_for(name: str) -> str:
     """The answer that the model was trained to give for a route."""
     return msgspec.json.encode({"route": name}).decode().replace('":', '": ', 1)
+
+
+def _is_one_of(completion: dict[str, Any], answers: list[str]) -> bool:
+    """Whether it answers with one of these, or was cut off in the middle of one."""
+    try:
+        written = completion["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return isinstance(written, str) and any(answer.startswith(written) for answer in answers)
 
 
 def _schema(answers: list[str]) -> dict[str, Any]:
