@@ -64,7 +64,7 @@ class Metrics:
 
     def renewed(self, *, ok: bool) -> None:
         """Counts a reload of the certificate."""
-        self._renewals("ok" if ok else "failed").inc()
+        self._renewals.add("ok" if ok else "failed")
         self._last_renewal_ok.set(ok)
 
     def learn(self, routes: Collection[str]) -> None:
