@@ -24,13 +24,12 @@ class _Family:
 def total(texts: Iterable[str]) -> str:
     """What several processes report, as if one process had counted it all."""
     families = _read(texts)
-    return "".join(_written(family, _way(name, family.kind)) for name, family in families.items())
+    return "".join(_written(family, _way(name)) for name, family in families.items())
 
 
 def lasting(text: str) -> str:
     """What is left of a process's metrics when it is gone: what it counted, and nothing of how it fared."""
-    kept = {name: f for name, f in _read([text]).items() if f.kind != "gauge" or name.endswith("_created")}
-    return "".join(_written(family, sum) for family in kept.values())
+    return "".join(_written(family, sum) for family in _read([text]).values() if family.kind != "gauge")
 
 
 def _read(texts: Iterable[str]) -> dict[str, _Family]:
@@ -48,10 +47,8 @@ def _read(texts: Iterable[str]) -> dict[str, _Family]:
     return families
 
 
-def _way(name: str, kind: str) -> Callable[[Sequence[float]], float]:
-    if name in LEAST or (kind == "gauge" and name.endswith("_created")):
-        return min
-    return max if name in MOST else sum
+def _way(name: str) -> Callable[[Sequence[float]], float]:
+    return min if name in LEAST else max if name in MOST else sum
 
 
 def _written(family: _Family, way: Callable[[Sequence[float]], float]) -> str:
