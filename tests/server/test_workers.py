@@ -324,7 +324,7 @@ def test_who_could_be_reached_by_strangers_is_refused_before_a_worker_starts(pat
 def test_a_certificate_that_cannot_be_used_is_told_before_a_worker_starts(path: Path) -> None:
     path.write_text(text("http://127.0.0.1:9/v1", more=", tls: {cert: nowhere.crt, key: nowhere.key}"), encoding="utf-8")
     file = ConfigFile(path, {})
-    with pytest.raises(ConfigError, match="server.tls.cert: nowhere.crt cannot be read"):
+    with pytest.raises(ConfigError, match=r"server\.tls\.cert: nowhere\.crt cannot be read"):
         serve_together(file, file.read().config)
 
 
