@@ -321,6 +321,13 @@ def test_who_could_be_reached_by_strangers_is_refused_before_a_worker_starts(pat
         serve_together(file, file.read().config)
 
 
+def test_a_certificate_that_cannot_be_used_is_told_before_a_worker_starts(path: Path) -> None:
+    path.write_text(text("http://127.0.0.1:9/v1", more=", tls: {cert: nowhere.crt, key: nowhere.key}"), encoding="utf-8")
+    file = ConfigFile(path, {})
+    with pytest.raises(ConfigError, match=r"server\.tls\.cert: nowhere\.crt cannot be read"):
+        serve_together(file, file.read().config)
+
+
 def test_a_name_with_several_addresses_is_one_port_on_all_of_them() -> None:
     with ExitStack() as opened:
         bound = bind(opened, "localhost", 0, 2)

@@ -52,10 +52,7 @@ class Server(uvicorn.Server):
                 sys.exit(1)
             self._say("its administrators' port", 1)
         self.listening = True
-        # What is there now stays: the collector need not go through it again and again, or after every few hundred new objects.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(20_000, 20, 50)
+        settle()
 
     async def listen(self, config: uvicorn.Config, **where: Any) -> asyncio.Server:
         """Takes connections there too, for what a configuration serves, until what it returns is closed."""
@@ -180,6 +177,15 @@ def could_not_start(config: Config) -> int:
     where = f"{config.server.host}:{config.server.port}"
     print(f"fingerpost could not start on {where}; --host and --port take another address", file=sys.stderr)
     return 1
+
+
+def settle() -> None:
+    """Tells the collector that what is there now stays: it need not go through it again and again, or after every few hundred
+    new objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def say(what: str, listening: socket.socket, *, secure: bool) -> None:

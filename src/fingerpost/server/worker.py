@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import signal
 import socket
@@ -17,8 +18,10 @@ import uvicorn
 
 from fingerpost.assemble import build_world
 from fingerpost.errors import FingerpostError
+from fingerpost.observers.lines import WholeLines
+from fingerpost.observers.log import JsonLog
 from fingerpost.server.files import ConfigFile
-from fingerpost.server.serve import Server, build_server
+from fingerpost.server.serve import Server, build_server, settle
 from fingerpost.server.talk import Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
 from fingerpost.server.upkeep import Upkeep
 
@@ -63,6 +66,7 @@ class Worker(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Gets ready and says so; takes connections when all others are ready too, unless it is to stop meanwhile."""
         await uvicorn.Server.startup(self, [])
+        settle()
         self._line.say(Ready())
         await self._may_begin.wait()
 
@@ -136,7 +140,8 @@ def main() -> int:
     begin = msgspec.json.decode(sys.stdin.buffer.read(), type=Begin)
     file = ConfigFile(Path(begin.path), begin.instead, begin.text, begin.looks)
     try:
-        world = build_world(file.parse(begin.text).config)
+        output = io.TextIOWrapper(io.BufferedWriter(WholeLines(sys.stdout.fileno()), 1_000_000), encoding="utf-8")
+        world = build_world(file.parse(begin.text).config, [JsonLog(output)])
         upkeep = Upkeep(world, file.path, file.rebuild, seen=begin.looks)
         server = build_server(world, upkeep, Worker)
     except FingerpostError as error:
