@@ -24,6 +24,7 @@ from fingerpost.server import decision as switchyard
 from fingerpost.server.request import ClientGone, Request
 from fingerpost.server.sending import Headers, decision_headers, fail, limit_headers, pass_on, send_bytes, send_json
 from fingerpost.server.upkeep import Upkeep
+from fingerpost.splice import check_values
 
 Door = Callable[[Request, Visit | None], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -225,6 +226,7 @@ class App:
             body = await request.body(limit) if request.stated <= limit else None
             if body is None:
                 raise InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
+            check_values(body, self.world.config.server.max_values)
         except (InvalidRequest, ClientGone, asyncio.CancelledError) as error:
             self.world.gateway.refuse(error if isinstance(error, InvalidRequest) else None, request.id, visit)
             raise
