@@ -78,7 +78,7 @@ async def _answer(taken: Taken, request: Request) -> None:
     head = (request.method, request.path, list(request.headers))
     taken.append((*head, None))
     try:
-        body = await request.body(1_000_000)
+        body = request.take() if request.whole else await request.body(1_000_000)
     except ClientGone:
         return
     assert body is not None

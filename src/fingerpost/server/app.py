@@ -216,14 +216,15 @@ class App:
         return [*decision_headers(decision, decision.backend, request.id), *limit_headers(visit)]
 
     async def _body(self, request: Request, visit: Visit | None) -> bytes:
-        """The request body, refused as soon as it is known to be larger than the limit."""
+        """The request body, refused as soon as it is known to be beyond the limits."""
         limit = self.world.config.server.max_body
         try:
             if request.encoding not in (b"", b"identity"):
                 raise _packed()
             if request.whole and request.size <= limit and not request.gone:
-                return request.take()  # the usual case, in a few steps
-            body = await request.body(limit) if request.stated <= limit else None
+                body: bytes | None = request.take()  # the usual case, in a few steps
+            else:
+                body = await request.body(limit) if request.stated <= limit else None
             if body is None:
                 raise InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
             check_values(body, self.world.config.server.max_values)
