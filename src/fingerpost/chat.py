@@ -199,9 +199,7 @@ class ChatRequest:
         try:
             if isinstance(source, bytes):
                 check_utf8(source)
-                body, layout = _decode_body(source), locate(source)
-                _check_keys(body, source, layout)
-                return _checked(body, source, layout)
+                return _checked(_decode_body(source), source, locate(source))
             source = _plain(source)
             return _checked(msgspec.convert(source, _Body), source, {})
         except msgspec.ValidationError as error:
@@ -250,6 +248,8 @@ def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str
         raise InvalidRequest(f"messages: more than {MAX_MESSAGES} of them", param="messages")
     if body.metadata and len(body.metadata) > MAX_METADATA:
         raise InvalidRequest(f"metadata: more than {MAX_METADATA} entries", param="metadata")
+    if isinstance(source, bytes):
+        _check_keys(body, source, layout)
     messages = tuple([_message(message, index) for index, message in enumerate(body.messages)])
     offered = (*(body.tools or ()), *(body.functions or ()))
     metadata = {key: _as_text(value) for key, value in body.metadata.items()} if body.metadata else {}
@@ -340,7 +340,9 @@ def _plain(value: Any) -> Any:
         if not value.isascii():
             value.encode()  # a lone surrogate cannot be sent; it raises here, at the door
         return str.__str__(value)  # of a subclass or an enum member: the string that it is
-    if isinstance(value, Mapping):
+    if type(value) is list:  # asking what else is iterable takes ten times as long
+        return [_plain(inner) for inner in value]
+    if isinstance(value, dict | Mapping):
         return {_plain(key): _plain(inner) for key, inner in value.items()}
     if hasattr(value, "model_dump") and not isinstance(value, type):
         return _plain(value.model_dump(exclude_none=True))

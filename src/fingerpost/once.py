@@ -15,7 +15,7 @@ MESSAGE_FIELDS = ("role", "content", "refusal", "tool_calls", "function_call")
 PART_FIELDS = ("type", "text", "refusal")
 """The fields that decide over a route or a backend; any others pass as they are."""
 
-SMALL = 65_536
+SMALL = 2_000_000
 """Bytes of messages up to which searching them for names is the fastest way."""
 
 _RARE = (b'"refusal"', b'"tool_calls"', b'"function_call"')

@@ -49,7 +49,7 @@ def check_values(source: bytes, most: int) -> None:
     """
     if len(source) <= most or _separators(source) <= most:
         return
-    bare = source.replace(rb"\\", b"__").replace(rb"\"", b"__")
+    bare = source.replace(rb"\\", b"__").replace(rb"\"", b"__") if b"\\" in source else source
     # Each value has one text for its key and one for itself at most.
     if bare.count(b'"') > 4 * (most + 1) or _separators(b"".join(bare.split(b'"')[::2])) > most:
         error = InvalidRequest(f"the body has more than {most} values (server.max_values)")
