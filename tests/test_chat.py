@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from fingerpost.chat import (
     IMAGE_TOKENS,
     MAX_MESSAGES,
+    MAX_METADATA,
     ChatRequest,
     Conversation,
     Message,
@@ -415,6 +416,12 @@ def test_a_key_that_is_there_twice_is_refused_since_backends_differ_in_which_the
 def test_more_messages_than_any_conversation_has_are_refused():
     assert refusal({"messages": [{"role": "user"}] * (MAX_MESSAGES + 1)}).param == "messages"
     assert ChatRequest.parse({"messages": [{"role": "user"}] * MAX_MESSAGES})
+
+
+def test_more_metadata_than_any_request_has_is_refused():
+    fine = {**user("x"), "metadata": {str(number): "" for number in range(MAX_METADATA)}}
+    assert len(ChatRequest.parse(encoded(fine)).conversation.metadata) == MAX_METADATA
+    assert refusal({**fine, "metadata": {**fine["metadata"], "one more": ""}}).param == "metadata"
 
 
 def test_a_key_written_with_escapes_is_the_same_key():

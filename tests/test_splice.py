@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fingerpost.errors import InvalidRequest
-from fingerpost.splice import check_utf8, locate, splice
+from fingerpost.splice import MAX_FIELDS, check_utf8, check_values, locate, splice
 
 spaces = st.text(" \t\n\r", max_size=2)
 names = (
@@ -156,3 +156,37 @@ def test_utf8_is_checked_across_the_borders_of_the_pieces(tail, length):
     else:
         check_utf8(source)
         check_utf8(b"plain")
+
+
+def count_of(value) -> int:
+    """The commas and opening brackets that JSON text for a value needs."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(len(inner) - 1, 0) + sum(map(count_of, inner))
+
+
+@given(values, st.data())
+@settings(max_examples=300)
+def test_values_are_counted_whatever_stands_in_texts(value, data):
+    source = data.draw(written([value, ',[{"\\', '\\"', {"\\\\,": "{"}])).encode()
+    count = count_of([value, "", "", {"": ""}])
+
+    check_values(source, count)
+    with pytest.raises(InvalidRequest) as raised:
+        check_values(source, count - 1)
+    assert (raised.value.status, raised.value.code) == (400, "too_many_values")
+
+
+@pytest.mark.parametrize("source", [b"[" + b",".join([b'""'] * 500) + b"]", b"[" * 500, b"[" + b",".join([b"{}"] * 250) + b"]"])
+def test_few_bytes_for_each_value_are_counted_too(source):
+    check_values(source, 500)
+    with pytest.raises(InvalidRequest):
+        check_values(source, 499)
+
+
+def test_more_fields_than_any_request_has_are_refused():
+    def source(count):
+        return ("{" + ",".join(f'"{number}":1' for number in range(count)) + "}").encode()
+
+    assert len(locate(source(MAX_FIELDS))) == MAX_FIELDS
+    with pytest.raises(InvalidRequest, match=str(MAX_FIELDS)):
+        locate(source(MAX_FIELDS + 1))

@@ -15,8 +15,10 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from fingerpost.errors import InvalidRequest
+from fingerpost.once import check_messages, check_object
 from fingerpost.splice import Member, check_utf8, locate, splice
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -39,7 +41,10 @@ IMAGE_TOKENS = 800
 
 
 MAX_MESSAGES = 10_000
-"""Messages in one request: reading a million tiny ones, which fit into 20 MB, would stop everyone else for seconds."""
+"""Messages in one request."""
+
+MAX_METADATA = 1000
+"""Entries of a request's metadata; OpenAI takes 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +134,10 @@ class _Part(msgspec.Struct, gc=False):
 
 class _Message(msgspec.Struct, gc=False):
     role: Role
-    content: str | list[_Part] | None = None
-    refusal: str | None = None
-    tool_calls: list[Any] | None = None
-    function_call: Any = None
+    content: str | list[_Part] | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
+    tool_calls: list[Any] | UnsetType | None = UNSET
+    function_call: Any = UNSET
 
 
 class _Tool(msgspec.Struct, gc=False):
@@ -241,6 +246,10 @@ def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str
         raise InvalidRequest("messages: at least one message is needed", param="messages")
     if len(body.messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages: more than {MAX_MESSAGES} of them", param="messages")
+    if body.metadata and len(body.metadata) > MAX_METADATA:
+        raise InvalidRequest(f"metadata: more than {MAX_METADATA} entries", param="metadata")
+    if isinstance(source, bytes):
+        _check_keys(body, source, layout)
     messages = tuple([_message(message, index) for index, message in enumerate(body.messages)])
     offered = (*(body.tools or ()), *(body.functions or ()))
     metadata = {key: _as_text(value) for key, value in body.metadata.items()} if body.metadata else {}
@@ -256,9 +265,28 @@ def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str
     )
 
 
+_FIELDS = frozenset(_Body.__struct_fields__)
+
+
+def _check_keys(body: _Body, source: bytes, layout: Mapping[str, Member]) -> None:
+    """Refuses keys that a backend may read otherwise: those in messages that are there twice, and `Model`.
+
+    Some servers take the first of two, some the last, and those in Go take `Model` for `model`.
+    """
+    if not _FIELDS.issuperset(layout):
+        for name in layout:
+            if name not in _FIELDS and name.casefold() in _FIELDS:
+                raise InvalidRequest(f"{name[:100]}: write this field as {name.casefold()}", param=name[:100])
+    _, start, end = layout["messages"]
+    check_messages(body.messages, source, start, end)
+    wanted = layout.get("response_format")
+    if wanted is not None and body.response_format is not None:
+        check_object(source[wanted.value : wanted.end], ("type",), "response_format")
+
+
 def _message(message: _Message, place: int) -> Message:
-    calls_tools = bool(message.tool_calls) or message.function_call is not None
-    if message.content is None or isinstance(message.content, str):
+    calls_tools = bool(message.tool_calls) or not (message.function_call is None or message.function_call is UNSET)
+    if not isinstance(message.content, list):
         text = message.content or message.refusal
         return Message(message.role, (text,) if text else (), (), calls_tools)
     for index, part in enumerate(message.content):
@@ -312,7 +340,9 @@ def _plain(value: Any) -> Any:
         if not value.isascii():
             value.encode()  # a lone surrogate cannot be sent; it raises here, at the door
         return str.__str__(value)  # of a subclass or an enum member: the string that it is
-    if isinstance(value, Mapping):
+    if type(value) is list:  # asking what else is iterable takes ten times as long
+        return [_plain(inner) for inner in value]
+    if isinstance(value, dict | Mapping):
         return {_plain(key): _plain(inner) for key, inner in value.items()}
     if hasattr(value, "model_dump") and not isinstance(value, type):
         return _plain(value.model_dump(exclude_none=True))

@@ -11,6 +11,9 @@ import msgspec
 
 from fingerpost.errors import InvalidRequest
 
+MAX_FIELDS = 1000
+"""Fields of one object whose places are looked for; the largest requests have forty."""
+
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+')
 _AFTER = re.compile(rb"[ \t\n\r]*+([,}])")
@@ -35,6 +38,29 @@ def check_utf8(source: bytes) -> None:
     decode(b"", True)
 
 
+def check_values(source: bytes, most: int) -> None:
+    """Refuses JSON of more than `most` values, counted as the commas and opening brackets outside of its texts.
+
+    Reading takes a microsecond for each value: a body of millions of them would stop everyone else for seconds. Counting takes
+    one for each kilobyte, three where texts have to be left out, and nothing where a body is too short to hold so many.
+
+    Raises:
+        InvalidRequest: there are more.
+    """
+    if len(source) <= most or _separators(source) <= most:
+        return
+    bare = source.replace(rb"\\", b"__").replace(rb"\"", b"__") if b"\\" in source else source
+    # Each value has one text for its key and one for itself at most.
+    if bare.count(b'"') > 4 * (most + 1) or _separators(b"".join(bare.split(b'"')[::2])) > most:
+        error = InvalidRequest(f"the body has more than {most} values (server.max_values)")
+        error.code = "too_many_values"
+        raise error
+
+
+def _separators(source: bytes) -> int:
+    return source.count(b",") + source.count(b"{") + source.count(b"[")
+
+
 def locate(source: bytes) -> dict[str, Member]:
     """Where each field of a JSON object stands, in their order.
 
@@ -43,24 +69,27 @@ def locate(source: bytes) -> dict[str, Member]:
     is not the one that stands there, or there are fields left at the end.
 
     Raises:
-        InvalidRequest: a key is there twice. Which of the two a backend takes cannot be known, so that what was read here and
-            what is answered there might be two different requests.
+        InvalidRequest: there are more than MAX_FIELDS, or a key is there twice. Which of the two a backend takes cannot be
+            known, so that what was read here and what is answered there might be two different requests.
         msgspec.MsgspecError: it is no JSON object.
     """
     members: dict[str, Member] = {}
     at, more = source.find(b"{") + 1, False
-    for name, value in _decode_fields(source).items():
+    fields = _decode_fields(source)
+    if len(fields) > MAX_FIELDS:
+        raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields")
+    for name, value in fields.items():
         key = _KEY.match(source, at)
         assert key is not None, "what msgspec takes for an object has keys"
         end = key.end() + len(memoryview(value))
         after = _AFTER.match(source, end) if source.startswith(value, key.end()) else None
         if after is None or msgspec.json.decode(key[1]) != name:
-            raise _twice(key[1])
+            raise twice(str(msgspec.json.decode(key[1])))
         members[name] = Member(key.start(1), key.end(), end)
         at, more = after.end(), after[1] == b","
     if more:
         key = _KEY.match(source, at)
-        raise _twice(key[1] if key else b'""')
+        raise twice(str(msgspec.json.decode(key[1])) if key else "")
     return members
 
 
@@ -90,8 +119,8 @@ def splice(source: bytes, members: Mapping[str, Member], changes: Mapping[str, b
     return b"".join([*pieces, view[at:]])
 
 
-def _twice(key: bytes) -> InvalidRequest:
-    name = str(msgspec.json.decode(key))
+def twice(name: str) -> InvalidRequest:
+    """The refusal of a key, given with its path, that is there twice."""
     name = name if len(name) <= 100 else f"{name[:100]}…"
     error = InvalidRequest(f"{name}: this key is there twice; keep one of them", param=name)
     error.code = "duplicate_key"

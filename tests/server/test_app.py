@@ -165,7 +165,7 @@ def test_a_header_value_that_http_does_not_allow_cuts_the_reply_and_nothing_else
         (b"no json", None),
         (b"[]", None),
         (b"\xff\xfe{}", None),
-        (b'{"messages": ' + b"[" * 100_000, "messages[0]"),
+        (b'{"messages": ' + b"[" * 90_000, "messages[0]"),
         (b"{}", "messages"),
         (b'{"messages": []}', "messages"),
         (b'{"messages": "hi"}', "messages"),
@@ -273,6 +273,16 @@ def test_a_body_beyond_the_limit_is_413_whatever_the_framing(serving: Callable[.
     assert chunked.startswith(b"HTTP/1.1 413 ")
     assert [(told.outcome, told.status) for told in door.told(2)] == [("rejected", 413)] * 2
     assert headers["x-fingerpost-request-id"] == door.exchanges[0].request_id
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/route", "/sfc_router/chat/completions", "/v1/systemone", "/v1/decision"])
+def test_a_body_of_too_many_values_is_400_before_it_is_read(serving: Callable[..., Any], path: str) -> None:
+    door = serving(server={"max_values": 50})
+    status, _, content = door.request("POST", path, b"[" + b"{}," * 60)
+    assert (status, error_of(content)["code"]) == (400, "too_many_values")
+    assert error_of(content)["message"] == "the body has more than 50 values (server.max_values)"
+    assert [(told.outcome, told.status) for told in door.told(1)] == [("rejected", 400)]
+    assert door.request("POST", CHAT, {**HI, "stop": ["[,{" * 60]})[0] == 200
 
 
 def test_a_large_body_is_refused_before_it_is_sent(serving: Callable[..., Any]) -> None:

@@ -255,6 +255,15 @@ def test_an_answer_may_take_longer_than_its_request_and_others_may_wait_behind_i
         assert read_to_times(client, b"HTTP/1.1 200", 2) == [2]
 
 
+@pytest.mark.parametrize(
+    "behind", [b"\x00garbage\r\n\r\n", b"GET /health HTTP/1.1\r\nno colon\r\n\r\n", http(CHAT, b"x: " + b"x" * 70_000)]
+)
+def test_a_refusal_of_what_comes_behind_a_whole_request_is_not_taken_for_its_answer(door: Any, behind: bytes) -> None:
+    with connected(door) as client:
+        client.sendall(http(CHAT, body=BODY) + behind)
+        assert b"HTTP/1.1 4" not in read_to_end(client)
+
+
 def test_garbage_behind_a_request_that_is_being_streamed_cuts_it_and_is_not_answered_within_it(
     serving: Callable[..., Any], fake: FakeBackend
 ) -> None:

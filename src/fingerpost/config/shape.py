@@ -274,6 +274,7 @@ class ServerConfig(Section):
     connections: int = Field(10_000, gt=0, description="How many connections it serves at a time.")
     request_timeout: float = Field(60.0, gt=0, description="Seconds that a request, head and body, may take to come in.")
     max_body: int = Field(20_000_000, gt=0, description="The largest request body, in bytes.")
+    max_values: int = Field(100_000, gt=0, description="JSON values in one request body; texts count one, however long.")
     retries: int = Field(1, ge=0, le=10, description="How many more times the whole list of backends is tried.")
     deadline: float = Field(600.0, gt=0, description="Seconds until the first byte of a reply, all attempts together.")
     drain: float = Field(30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM or Ctrl-C.")

@@ -24,6 +24,7 @@ from fingerpost.server import decision as switchyard
 from fingerpost.server.request import ClientGone, Request
 from fingerpost.server.sending import Headers, decision_headers, fail, limit_headers, pass_on, send_bytes, send_json
 from fingerpost.server.upkeep import Upkeep
+from fingerpost.splice import check_values
 
 Door = Callable[[Request, Visit | None], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -215,16 +216,18 @@ class App:
         return [*decision_headers(decision, decision.backend, request.id), *limit_headers(visit)]
 
     async def _body(self, request: Request, visit: Visit | None) -> bytes:
-        """The request body, refused as soon as it is known to be larger than the limit."""
+        """The request body, refused as soon as it is known to be beyond the limits."""
         limit = self.world.config.server.max_body
         try:
             if request.encoding not in (b"", b"identity"):
                 raise _packed()
             if request.whole and request.size <= limit and not request.gone:
-                return request.take()  # the usual case, in a few steps
-            body = await request.body(limit) if request.stated <= limit else None
+                body: bytes | None = request.take()  # the usual case, in a few steps
+            else:
+                body = await request.body(limit) if request.stated <= limit else None
             if body is None:
                 raise InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
+            check_values(body, self.world.config.server.max_values)
         except (InvalidRequest, ClientGone, asyncio.CancelledError) as error:
             self.world.gateway.refuse(error if isinstance(error, InvalidRequest) else None, request.id, visit)
             raise

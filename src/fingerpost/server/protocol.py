@@ -299,7 +299,8 @@ class ClientConnection(asyncio.Protocol):
         """Tells the refusal where that cannot be taken for another request's answer, and closes the connection."""
         if self.transport.is_closing():
             return
-        if self._request is None or not (self._request.sent or self._waiting):
+        # A request that has come whole waits for an answer of its own; what is wrong came behind it.
+        if self._request is None or (self._request is self._coming and not self._request.sent):
             content = msgspec.json.encode(refusal.to_json())
             status = b"%d %b" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())
             head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
