@@ -142,7 +142,7 @@ class ReplyParser:
             raise NotHttp
         name = name.lower()
         if self._incoming.status:  # a trailer; llhttp would take such a one along to the next reply
-            if name in (b"transfer-encoding", b"content-length"):
+            if name == b"transfer-encoding":
                 self._incoming.reusable = False
             return
         if name == b"transfer-encoding" and (self._framed or value.lower() != b"chunked"):
