@@ -9,7 +9,6 @@ import argparse
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -32,9 +31,7 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=6.0, help="stop after so many minutes, all targets together; 6 by default"
     )
-    parser.add_argument(
-        "--keep", action="store_true", help="put the inputs that reach the most code with the fewest bytes in fuzz/corpus"
-    )
+    parser.add_argument("--keep", action="store_true", help="put some of the inputs that reached new code into fuzz/corpus")
     asked = parser.parse_args()
     targets = asked.targets or list(corpus.TARGETS)
     if unknown := set(targets) - set(corpus.TARGETS):
@@ -85,18 +82,16 @@ def _turn(target: str, inputs: int, seconds: float) -> tuple[int, str]:
 
 
 def _keep(target: str) -> int:
-    """Writes a small set of the inputs that reach all the code that was reached; what was kept before stays."""
-    before = corpus.kept(target)
-    with tempfile.TemporaryDirectory() as merged:
-        command = [sys.executable, "-m", "fuzz.run", target, f".fuzz/{target}", "-merge=1", merged]
-        subprocess.run(command, capture_output=True, check=True)
-        found = [file.read_bytes() for file in Path(merged).iterdir()]
-    chosen, room = list(before), KEPT_BYTES - sum(map(len, before))
-    for data in sorted(set(found) - set(before), key=lambda data: (len(data), data)):
-        if len(chosen) < KEPT and len(data) <= KEPT_LENGTH and len(data) <= room:
-            chosen.append(data)
+    """Writes a spread of the inputs that reached new code, short ones and long ones; what was kept before stays."""
+    kept = corpus.kept(target)
+    found = {file.read_bytes() for file in Path(".fuzz", target, "found").iterdir()}
+    new = sorted((data for data in found - set(kept) if len(data) <= KEPT_LENGTH), key=lambda data: (len(data), data))
+    wanted, room = KEPT - len(kept), KEPT_BYTES - sum(map(len, kept))
+    for data in new[:: max(1, len(new) // max(wanted, 1))][: max(wanted, 0)]:
+        if len(data) <= room:
+            kept.append(data)
             room -= len(data)
-    return corpus.keep(target, chosen)
+    return corpus.keep(target, kept)
 
 
 if __name__ == "__main__":

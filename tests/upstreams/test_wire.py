@@ -102,6 +102,15 @@ def test_what_follows_a_reply_belongs_to_no_reply(surplus: bytes, reusable: bool
     assert (incoming.complete, incoming.reusable, incoming.parts) == (True, reusable, [b"ok"])
 
 
+@pytest.mark.parametrize("trailer", [b"transfer-encoding: x", b"Transfer-Encoding: chunked"])
+def test_a_trailer_about_the_coding_spoils_the_connection(trailer: bytes) -> None:
+    parser, incoming = ReplyParser(), Incoming()
+    parser.expect(incoming)
+    parser.feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n%b\r\n\r\n" % trailer)
+    assert (incoming.complete, incoming.reusable, incoming.parts) == (True, False, [b"ok"])
+    assert [name for name, _ in incoming.headers] == [b"transfer-encoding"]
+
+
 def head_of(fields: int, size: int) -> bytes:
     return (
         b"HTTP/1.1 200 OK\r\n"

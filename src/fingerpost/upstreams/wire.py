@@ -140,9 +140,11 @@ class ReplyParser:
         self._room -= len(name) + len(value) + 4
         if self._room < 0 or len(self._headers) >= MAX_FIELDS:
             raise NotHttp
-        if self._incoming.status:
-            return  # a trailer
         name = name.lower()
+        if self._incoming.status:  # a trailer; llhttp would take such a one along to the next reply
+            if name == b"transfer-encoding":
+                self._incoming.reusable = False
+            return
         if name == b"transfer-encoding" and (self._framed or value.lower() != b"chunked"):
             raise NotHttp  # we offered no other coding, so this one could only be passed on undecoded
         if name in (b"transfer-encoding", b"content-length"):
