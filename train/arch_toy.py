@@ -1,9 +1,9 @@
-"""Trains a toy Arch-Router and measures it: `PYTHONPATH=src python train/arch_toy.py build/arch-toy` (five minutes of a core).
+"""Trains a toy Arch-Router and measures it: `PYTHONPATH=src python train/arch_toy.py build/arch-toy` (seven minutes of a core).
 
 A Qwen2 of a million parameters that reads the very prompt of the `arch` classifier and answers `{"route": "name"}`. It is
 there to be served: it loads wherever Arch-Router-1.5B loads and speaks as it does, so that an inference server can be
 tested without a real model and without a GPU. How well it routes is printed at the end, beside what guessing would give;
-nothing relies on it. Needs torch, transformers and tokenizers.
+the tests rely on no more than that it does better. Needs torch, transformers and tokenizers.
 """
 
 from __future__ import annotations

