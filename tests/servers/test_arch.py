@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fingerpost.chat import ChatRequest, Conversation
+from fingerpost.classifiers import ask
 from fingerpost.classifiers.arch import CONSTRAINTS, MODEL
 from fingerpost.classifiers.arch.prompt import CUT_NOTE, DROPPED_NOTE, render
 from fingerpost.errors import ClassifierError
@@ -47,14 +49,23 @@ async def test_every_way_of_asking_gives_a_sound_verdict(server, arch_at, constr
     """Held to a schema there is always one; free text, and what llama.cpp makes of a choice, may name no route."""
     held = constraint == 1 or (constraint == 0 and server.name == "vllm")
     async with arch_at(server.url, constraints=CONSTRAINTS[constraint : constraint + 1]) as arch:
-        try:
-            verdict = await arch.classify(asked(text), TABLE)
-        except ClassifierError as error:
-            assert not held
-            assert error.message == "arch answered without naming a route"
-            return
+        verdict, failure = await ask(arch, asked(text), TABLE)
+    if verdict is None:
+        assert not held
+        assert failure == "arch gave no verdict (arch answered without naming a route)"
+        return
     assert list(verdict.probabilities) == NAMES
     assert sum(verdict.probabilities.values()) == pytest.approx(1)
+
+
+async def test_the_model_left_to_itself_answers_mostly_with_valid_json(server):
+    valid = 0
+    for text in [*TEXTS, *(" ".join(TEXTS[:n]) for n in range(2, 5))]:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": render(asked(text), TABLE.described, 2048)[0]}]}
+        answer = await asyncio.to_thread(server.post, "/v1/chat/completions", {**body, "temperature": 0, "max_tokens": 64})
+        with contextlib.suppress(ValueError):
+            valid += isinstance(json.loads(answer["choices"][0]["message"]["content"]).get("route"), str)
+    assert valid >= 5
 
 
 async def test_written_conversations_get_sound_verdicts_better_than_chance(server, arch_at):
