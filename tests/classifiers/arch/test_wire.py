@@ -1,4 +1,4 @@
-"""How a real vLLM speaks, replayed on a loopback socket: recorded by tests/vllm/test_wire.py from vLLM 0.32.0 on CPU."""
+"""How vLLM 0.32.0 and llama.cpp (b11549) speak, replayed on a loopback socket: recorded by tests/servers/test_wire.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from fingerpost.testing import FakeBackend, FakeReply
 from fingerpost.upstreams.http1 import Http1Upstream
 
 RECORDED = {
-    file.stem: json.loads(file.read_text(encoding="utf-8"))
-    for file in sorted((Path(__file__).parents[2] / "golden/vllm").glob("*.json"))
+    f"{file.parent.name}/{file.stem}": json.loads(file.read_text(encoding="utf-8"))
+    for server in ("vllm", "llamacpp")
+    for file in sorted((Path(__file__).parents[2] / "golden" / server).glob("*.json"))
 }
 VERDICTS = [name for name, one in RECORDED.items() if "verdict" in one]
 ERRORS = [name for name, one in RECORDED.items() if "error" in one]
@@ -40,8 +41,10 @@ def replay(case: dict[str, Any]) -> FakeBackend:
 
 
 def test_every_way_of_asking_was_recorded():
-    assert {RECORDED[name]["constraint"] for name in VERDICTS} == set(range(len(CONSTRAINTS)))
-    assert set(ERRORS) == {"no_model", "too_long"}
+    for server in ("vllm", "llamacpp"):
+        asked_for = {RECORDED[name]["constraint"] for name in VERDICTS if name.startswith(server)}
+        assert asked_for == set(range(len(CONSTRAINTS)))
+    assert set(ERRORS) == {"vllm/no_model", "vllm/too_long", "llamacpp/too_long"}
 
 
 @pytest.mark.parametrize("name", VERDICTS)
@@ -70,11 +73,12 @@ async def test_a_recorded_error_is_no_verdict(name):
     with replay(RECORDED[name]) as fake, pytest.raises(ClassifierError) as caught:
         await asked(fake, RECORDED[name])
     assert caught.value.message == RECORDED[name]["error"]
-    assert ("does not fit" in caught.value.message) is (name == "too_long")
+    assert ("does not fit" in caught.value.message) is name.endswith("too_long")
 
 
-async def test_a_prompt_that_does_not_fit_is_not_tried_with_other_constraints():
-    case = RECORDED["too_long"]
+@pytest.mark.parametrize("server", ["vllm", "llamacpp"])
+async def test_a_prompt_that_does_not_fit_is_not_tried_with_other_constraints(server):
+    case = RECORDED[f"{server}/too_long"]
     with replay(case) as fake:
         backend = Backend("arch", case["model"], fake.url)
         arch = Arch(backend, Http1Upstream(backend), budget=case["budget"])
@@ -84,27 +88,31 @@ async def test_a_prompt_that_does_not_fit_is_not_tried_with_other_constraints():
     assert len(fake.requests) == 1
 
 
-@pytest.mark.parametrize("name", ["choice", "schema", "free"])
+@pytest.mark.parametrize(
+    "name", ["vllm/choice", "vllm/schema", "vllm/free", "llamacpp/choice", "llamacpp/schema", "llamacpp/free"]
+)
 def test_the_probabilities_come_from_the_recorded_logprobs(name):
     steps = json.loads(BODIES[name])["choices"][0]["logprobs"]["content"]
     assert len(steps) > 3
     assert all(len(step["top_logprobs"]) == 20 for step in steps)
-    assert RECORDED[name]["verdict"] != pytest.approx(RECORDED["bare"]["verdict"])
+    bare = f"{name.partition('/')[0]}/bare"
+    assert RECORDED[name]["verdict"] != pytest.approx(RECORDED[bare]["verdict"])
 
 
-def test_a_recorded_stream_passes_the_gateway_with_its_usage(serving):
+@pytest.mark.parametrize("name", ["vllm/stream", "llamacpp/stream"])
+def test_a_recorded_stream_passes_the_gateway_with_its_usage(serving, name):
     one = serving()
-    one.fake.script(FakeReply(raw=RECORDED["stream"]["response"].encode()))
-    status, _, body = one.request("POST", "/v1/chat/completions", {**RECORDED["stream"]["request"], "model": "chat"})
+    one.fake.script(FakeReply(raw=RECORDED[name]["response"].encode()))
+    status, _, body = one.request("POST", "/v1/chat/completions", {**RECORDED[name]["request"], "model": "chat"})
     assert status == 200
-    events = [line for line in BODIES["stream"].splitlines() if line.startswith("data: ")]
+    events = [line for line in BODIES[name].splitlines() if line.startswith("data: ")]
     assert [line for line in body.decode().splitlines() if line.startswith("data: ")] == events
     usage = next(json.loads(line[5:])["usage"] for line in events if '"usage":{' in line)
     told = one.told()[-1].usage
     assert (told.input_tokens, told.output_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
 
 
-@pytest.mark.parametrize("name", ["bad_value", "bad_constraint"])
+@pytest.mark.parametrize("name", ["vllm/bad_value", "vllm/bad_constraint", "llamacpp/bad_value"])
 def test_a_recorded_refusal_reaches_the_client_as_it_was(serving, name):
     one = serving()
     one.fake.script(FakeReply(raw=RECORDED[name]["response"].encode()))

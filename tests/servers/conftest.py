@@ -1,4 +1,7 @@
-"""A real vLLM on CPU that serves the toy Arch-Router, for `scripts/test-vllm` alone; the other tests replay what it said."""
+"""Real inference servers on CPU that serve the toy Arch-Router: `scripts/test-vllm` and `scripts/test-llamacpp` start one each.
+
+The normal tests replay what they said (tests/golden), so that they need neither.
+"""
 
 from __future__ import annotations
 
@@ -23,31 +26,44 @@ from fingerpost.routes import Backend
 from fingerpost.upstreams.http1 import Http1Upstream
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ["HF_HUB_OFFLINE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"]
-FLAGS = ["--served-model-name", MODEL, "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "2048"]
+TOY = ROOT / "build/arch-toy"
+
+VLLM = ["env", "HF_HUB_OFFLINE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"]
+VLLM += [ROOT / ".venv-vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server", "--model", TOY, "--enforce-eager"]
+VLLM += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--max-model-len", "2048", "--port"]
+LLAMACPP = [ROOT / ".venv-llamacpp/bin/python", Path(__file__).with_name("serve_llamacpp.py"), TOY / "model.gguf", MODEL]
+COMMANDS: dict[str, list[Any]] = {"vllm": VLLM, "llamacpp": LLAMACPP}
+"""How each server starts; its port comes last."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", action="store_true", help="write what the server says to tests/golden/vllm")
-    parser.addoption("--port", type=int, help="ask the vLLM that listens there; without it, one is started")
+    parser.addoption("--server", choices=[*COMMANDS], default="vllm", help="the server to ask")
+    parser.addoption("--record", action="store_true", help="write what the server says to tests/golden")
+    parser.addoption("--port", type=int, help="ask the server that listens there; without it, one is started")
 
 
-class Vllm:
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What only one of the servers has is in a file of its name."""
+    others = [f"test_{name}.py" for name in COMMANDS if name != config.getoption("--server")]
+    return True if collection_path.name in others else None
+
+
+class Server:
     """The server as a process group of its own, which a signal reaches whole; or one that somebody else has started."""
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(self, name: str, port: int | None = None) -> None:
         if port is None:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
+        self.name = name
         self.port = port
         self.root = f"http://127.0.0.1:{self.port}"
         self.url = f"{self.root}/v1"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = ["env", *SETTINGS, ROOT / ".venv-vllm/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", ROOT / "build/arch-toy", "--port", str(self.port), *FLAGS]
-        with (ROOT / "build/vllm.log").open("ab") as log:
+        with (ROOT / f"build/{self.name}.log").open("ab") as log:
+            command = [*COMMANDS[self.name], str(self.port)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT / "build", start_new_session=True)
 
     @property
@@ -56,7 +72,7 @@ class Vllm:
         return self._process is not None
 
     def is_ready(self) -> bool:
-        assert self._process is None or self._process.poll() is None, "vLLM ended; see build/vllm.log"
+        assert self._process is None or self._process.poll() is None, f"the server ended; see build/{self.name}.log"
         try:
             with urllib.request.urlopen(f"{self.root}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -80,7 +96,7 @@ class Vllm:
     def metric(self, name: str) -> float:
         """The sum of a counter over its labels."""
         with urllib.request.urlopen(f"{self.root}/metrics", timeout=30) as answer:
-            return sum(map(float, re.findall(rf"^{name}\{{[^}}]*\}} (\S+)$", answer.read().decode(), re.MULTILINE)))
+            return sum(map(float, re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", answer.read().decode(), re.MULTILINE)))
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(f"{self.root}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
@@ -99,8 +115,13 @@ class Tap:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def asked(self) -> str:
-        """The body of the one request that passed."""
-        return self._sent.decode().partition("\r\n\r\n")[2]
+        """The body of the last request that passed."""
+        return self._sent.decode().rpartition("\r\n\r\n")[2]
+
+    @property
+    def requests(self) -> int:
+        """How many requests passed."""
+        return self._sent.count(b"POST /v1/")
 
     def answered(self) -> str:
         """What the server said, from the status line on."""
@@ -130,9 +151,9 @@ class Tap:
 
 
 @pytest.fixture(scope="session")
-def _vllm(request: pytest.FixtureRequest) -> Iterator[Vllm]:
+def _server(request: pytest.FixtureRequest) -> Iterator[Server]:
     port = request.config.getoption("--port")
-    server = Vllm(port)
+    server = Server(request.config.getoption("--server"), port)
     if port is None:
         server.start()
     yield server
@@ -140,15 +161,15 @@ def _vllm(request: pytest.FixtureRequest) -> Iterator[Vllm]:
 
 
 @pytest.fixture
-def vllm(_vllm: Vllm, eventually: Callable[..., None]) -> Vllm:
+def server(_server: Server, eventually: Callable[..., None]) -> Server:
     """The server, ready."""
-    eventually(_vllm.is_ready, seconds=900)
-    return _vllm
+    eventually(_server.is_ready, seconds=900)
+    return _server
 
 
 @pytest.fixture
-def tap(vllm: Vllm) -> Iterator[Tap]:
-    one = Tap(vllm.port)
+def tap(server: Server) -> Iterator[Tap]:
+    one = Tap(server.port)
     yield one
     one.close()
 
