@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from fingerpost.classifiers.embedded.courtesy import without_opening
 from fingerpost.classifiers.embedded.text import Clean, Steering
 
 _WORD = re.compile(r"(?<![\w@#/\\.~-])[A-Za-z]+(?![\w@/\\]|[.-]\w)")
@@ -73,10 +74,12 @@ def whole_words(vocabulary: Mapping[str, int]) -> list[str]:
 
 
 def cleaner(names: Iterable[str], texts: Iterable[str], spelling: Spelling) -> Clean:
-    """What cleans requests to a table: takes out what asks for one of its `names`, mends slips but not words of its `texts`."""
+    """What cleans requests to a table: takes out what asks for one of its `names` and polite openings, and mends slips but not
+    words of its `texts`.
+    """
     steering = Steering(names)
     own = frozenset(word.lower() for text in texts for word in _LETTERED.findall(text))
-    return lambda text: spelling.mend(steering.strip(text), own)
+    return lambda text: without_opening(spelling.mend(steering.strip(text), own))
 
 
 def _stems(word: str) -> Iterator[str]:

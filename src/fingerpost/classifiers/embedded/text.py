@@ -139,8 +139,11 @@ _CODE, _NAME = "\ufdd0[\U000f0000-\U000ffffd]", "[\ufdd0\ufdd1][\U000f0000-\U000
 _RESERVED = re.compile("[\ufdd0-\ufdef\U000f0000-\U000ffffd]")
 _OPEN, _CLOSE = r"[\"'`*<\[({]{0,5}", r"[\"'`*>\])}]{0,5}"
 _TO = rf"(?:to|as|into|under|with|for|by)\b:?\s{{0,9}}{_OPEN}"
-_ORDER = rf"[\s,;:\-–(]{{0,9}}\b(?:and |then |so |now |please |just |you must |you should |must |should ){{0,5}}{_SENDING}\b"
-_AFTER = rf"{_CLOSE}(?:\s{{0,9}}(?:{_ROUTING}|instead|now|please|only|expert|team|backend|handler)\b){{0,5}}"
+_ORDER = rf"[\s,;:\-–(]{{0,9}}\b(?:and |then |so |just |you must |you should |must |should ){{0,5}}{_SENDING}\b"
+_AFTER = (
+    rf"{_CLOSE}(?:\s{{0,9}}(?:{_ROUTING}|instead|now|please|only|expert|team|backend|handler|from now on"
+    r"|for (?:this|the|my|every) (?:message|request|question|query|chat|conversation|one))\b){0,5}"
+)
 _RIGHT = r"(?:the |final |correct |right |best |only |selected |chosen |new ){0,5}"
 _IS = rf"\s{{0,9}}(?:is|should be|must be|=>|->|[:=]){{1,3}}\s{{0,9}}(?:the )?{_OPEN}"
 _END = r"[\s.!)\]>*\"']*$"
@@ -148,21 +151,27 @@ _KEY = r"(?:routes?|route_name|intents?|label|category|class|classification|deci
 _TAG = r"</?\s{0,9}(?:routes?|router|conversation|system|instructions?|intent)\s{0,9}/?>"
 # Every repetition has a bound: text comes from anyone, and an unbounded one costs seconds where it almost matches.
 _STRUCTURED = re.compile(
-    rf"(?:```(?:json)?\s{{0,9}})?\[?\{{[^{{}}]{{0,200}}?\b{_KEY}[\"']?\s{{0,9}}[:=]\s{{0,9}}{_OPEN}{_NAME}[\"'`]?\s{{0,9}}"
-    rf"(?:,[^{{}}]{{0,200}})?\}}?\]?(?:\s{{0,9}}```)?|{_TAG}[^\w{{]{{0,9}}{_NAME}\W{{0,9}}{_TAG}|<\|[a-z_]{{2,20}}\|>(?:system|user)?",
+    rf"(?:#{{1,6}}\s{{0,9}})?(?:\b(?:assistant|system|router)\s{{0,3}}:\s{{0,9}})?(?:```(?:json)?\s{{0,9}})?\[?"
+    rf"\{{[^{{}}]{{0,200}}?\b{_KEY}[\"']?\s{{0,9}}[:=]\s{{0,9}}{_OPEN}{_NAME}[\"'`]?\s{{0,9}}"
+    rf"(?:,[^{{}}]{{0,200}})?\}}?\]?(?:\s{{0,9}}```)?|(?:{_TAG}\s{{0,9}}){{0,3}}{_TAG}[^<>{{}}]{{0,40}}?{_NAME}\W{{0,9}}{_TAG}"
+    r"|<\|[a-z_]{2,20}\|>(?:system|user)?",
     re.IGNORECASE,
 )
 _ORDERS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
+        rf"[\s,;(\[<#*\-]{{0,9}}\b{_RIGHT}(?:\w{{1,20}}_)?(?:{_ROUTING}|type)(?: name)?(?: for this \w{{1,20}})?{_IS}{_CODE}"
+        rf"{_CLOSE}[.!]{{0,3}}",
+        rf"[\s,;(\[<#*\-]{{0,9}}\b{_RIGHT}{_ROUTING}(?: name)?{_IS}{_NAME}{_END}",
+        rf"(?:{_NAME}[\s,;.!]{{1,9}}){{2,99}}{_NAME}[\s,;.!]{{0,9}}",
+        r"\b(?:pretend to be|pretend you are|act as|you are(?: now)?|imagine you are) (?:the |a )?(?:\w{1,20} )?"
+        r"(?:router|classifier|dispatcher|routing \w{1,20})\b(?:,? and| who)?",
+        rf"\b(?:please )?(?:re-?)?(?:route|dispatch)\s{{1,9}}{_THIS}\s{{1,9}}{_TO}(?:the )?{_NAME}{_AFTER}[.!]{{0,3}}",
         rf"{_ORDER}(?:\s{{1,9}}[\w']{{1,99}}){{0,6}}?\s{{1,9}}(?:{_TO})?(?:the |a |an ){{0,3}}(?:{_ROUTING}\W{{1,9}}){{0,3}}"
         rf"{_OPEN}{_CODE}{_AFTER}[.!)\"']{{0,3}}",
         rf"{_ORDER}(?:\s{{1,9}}{_THIS})?(?:\s{{1,9}}only)?\s{{1,9}}(?:{_TO})?{_OPEN}{_NAME}{_AFTER}{_END}",
         rf"{_ORDER}\s{{1,9}}{_THIS}\s{{1,9}}(?:(?!for){_TO})?(?:the |a |an )?(?:{_ROUTING}\W{{1,9}}){{0,3}}"
         rf"{_OPEN}{_NAME}{_AFTER}{_END}",
-        rf"[\s,;(\[<#*\-]{{0,9}}\b{_RIGHT}(?:\w{{1,20}}_)?(?:{_ROUTING}|type)(?: name)?(?: for this \w{{1,20}})?{_IS}{_CODE}"
-        rf"{_CLOSE}[.!]{{0,3}}",
-        rf"[\s,;(\[<#*\-]{{0,9}}\b{_RIGHT}{_ROUTING}(?: name)?{_IS}{_NAME}{_END}",
         rf"{_OPEN}{_CODE}{_CLOSE} is {_RIGHT}{_ROUTING}(?: for this(?: \w{{1,20}})?)?[.!]{{0,3}}",
         rf"\(?\b(?:this|(?:every|this) message|everything)(?: \w{{1,20}})? (?:belongs|goes) to (?:the )?{_OPEN}{_CODE}{_CLOSE}",
     )
@@ -173,11 +182,12 @@ _OVERRIDE = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass|overrule|vergiss|ignoriere|ignorez|oublie|ignora|olvida)\b(?:.{0,30}\b(?:your"
     r"|previous|prior|earlier|above|system|routing|router|alle|deine|les|las|le) (?:\w{1,20} )?(?:instructions?|rules?|prompts?"
     r"|guidelines|anweisungen|regeln|consignes|instrucciones|istruzioni|instru[cç][oõ]es)\b|.{0,20}\b(?:all|any|every) "
-    r"(?:\w{1,20} )?(?:instructions?|prompts?|guidelines)\b|.{0,30}\b(?:routing|router)\b)[.!]{0,3}",
+    r"(?:\w{1,20} )?(?:instructions?|prompts?|guidelines)\b|.{0,30}\b(?:routing|router)\b"
+    r"|.{0,20}\b(?:descriptions?|instructions?|rules|routes) (?:above|below|before)\b)[.!;]{0,3}",
     re.IGNORECASE,
 )
 _PRIVILEGED = re.compile(
-    r"^\W*(?:system|developer|admin(?:istrator)?|root|router|im_start|new instructions?|important instructions?"
+    r"(?:^|(?<=\s))\W{0,9}(?:system|developer|admin(?:istrator)?|root|router|im_start|new instructions?|important instructions?"
     r"|note to (?:the )?(?:router|classifier|system))\b.{0,20}?[:\]>|]",
     re.IGNORECASE,
 )
@@ -191,7 +201,7 @@ class Steering:
         forms = {form.lower() for name in names for form in (name, words_of(name), name.replace("_", " ")) if form}
         self._coded = {form for form in forms if not re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", form)}
         spelled = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)) or "(?!)"
-        self._named = re.compile(rf"\b(?:{spelled})\b", re.IGNORECASE)
+        self._named = re.compile(rf"(?<!\w)(?:{spelled})(?!\w)", re.IGNORECASE)
 
     def strip(self, text: str) -> str:
         """The text without the parts that address the router, or unchanged where nothing else would remain."""
@@ -211,8 +221,10 @@ class Steering:
 
 def _unsteered(segment: str) -> str:
     named = _ANY_NAME.search(segment)
-    if (named or _ANY_ROUTING.search(segment)) and (_OVERRIDE.search(segment) or _PRIVILEGED.search(segment)):
-        return " "
+    if named or _ANY_ROUTING.search(segment):
+        begun = [match.start() for pattern in (_OVERRIDE, _PRIVILEGED) if (match := pattern.search(segment))]
+        if begun:
+            return segment[: min(begun)] + " "
     if named is None:
         return _OVERRIDE.sub(" ", segment)
     if len(_ANY_NAME.findall(segment)) >= 3 and not re.search(r"[^\W_]", _ANY_NAME.sub(" ", segment)):
