@@ -217,10 +217,10 @@ class ClientConnection(asyncio.Protocol):
             return
         request.parts.append(body)
         request.size += len(body)
-        if request.wanted:
+        if request.limit is None:
+            self._read(request.size <= MAX_UNREAD)
+        elif request.size > request.limit:
             request.arrived()
-        elif request.size > MAX_UNREAD:
-            self._read(False)
 
     def on_message_complete(self) -> None:
         """The request is there."""

@@ -46,13 +46,13 @@ class Request:
     """A request and its response. What has come is `parts`, `size` bytes in all; `whole` says that nothing more comes.
 
     The response is sent whole (`send`), or begun, written in chunks, and ended. `sent` says that bytes of it went out, and
-    `ended` that there can be no more. `stated` is the length that the headers state, 0 where they state none. `id` and
-    `on_admin_port` are for whoever serves it to set.
+    `ended` that there can be no more. `stated` is the length that the headers state, 0 where they state none; `limit` is what
+    the body may have, once somebody waits for it. `id` and `on_admin_port` are for whoever serves it to set.
     """
 
     __slots__ = (
         "_awaited", "_chunked", "_gone", "_head", "_headers", "_left", "_line", "_tail", "encoding", "ended", "headers", "id",
-        "is_http10", "keep_alive", "method", "on_admin_port", "parts", "path", "sent", "size", "stated", "task", "wanted",
+        "is_http10", "keep_alive", "limit", "method", "on_admin_port", "parts", "path", "sent", "size", "stated", "task",
         "whole",
     )  # fmt: skip
 
@@ -67,7 +67,8 @@ class Request:
         self.parts: list[bytes] = []
         self.size = self.stated = 0
         self.encoding = b""
-        self.whole = self.wanted = self.sent = self.ended = False
+        self.limit: int | None = None
+        self.whole = self.sent = self.ended = False
         self.task: asyncio.Task[None] | None = None
         self._line = line
         self._gone = False
@@ -85,12 +86,11 @@ class Request:
             ClientGone: the rest of it will not come.
         """
         if not self.whole:
-            self.wanted = True
+            self.limit = limit
             self._line.wanted(self)
         while not (self.whole or self.size > limit or self._gone):
             self._awaited = asyncio.get_running_loop().create_future()
             await self._awaited
-        self.wanted = False
         if self._gone:
             raise ClientGone
         body = self.take()
@@ -102,7 +102,7 @@ class Request:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def arrived(self) -> None:
-        """Tells whoever waits for the body that more of it, or its end, has come."""
+        """Tells whoever waits for the body that its end has come, or more than its limit."""
         if self._awaited is not None and not self._awaited.done():
             self._awaited.set_result(None)
 
