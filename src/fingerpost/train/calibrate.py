@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from fingerpost.classifiers.embedded.encoder import Array, Encoder
+from fingerpost.classifiers.embedded.letters import letters
 from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, features, taught_features, taught_scores, teach
 from fingerpost.classifiers.embedded.spelling import cleaner
 from fingerpost.classifiers.embedded.text import facets, lay_out, route_text
@@ -70,19 +71,20 @@ def match(encoder: Encoder, wordings: Sequence[Wording], calibration: Calibratio
     return Matcher(names, vectors[: len(texts)], vectors[len(texts) :], owners, nameless, calibration)
 
 
-def read_set(encoder: Encoder, routes: RouteSet) -> tuple[Array, Array, list[int]]:
-    """Vectors, none scores and right routes (-1: none) of a set's conversations."""
+def read_set(encoder: Encoder, routes: RouteSet) -> tuple[Array, Array, Array, list[int]]:
+    """Vectors, none scores, runs of letters and right routes (-1: none) of a set's conversations."""
     keys = list(routes.routes)
     wordings = [wording for several in routes.routes.values() for wording in several]
     clean = cleaner((name for name, _ in wordings), (text for wording in wordings for text in wording), encoder.spelling)
-    encoded = encoder.encode_many([lay_out(sample.turns, encoder.tokenize, clean) for sample in routes.samples])
-    return encoded.vectors, encoded.none, [keys.index(s.right[0]) if s.right else -1 for s in routes.samples]
+    laid = [lay_out(sample.turns, encoder.tokenize, clean) for sample in routes.samples]
+    encoded, labels = encoder.encode_many(laid), [keys.index(s.right[0]) if s.right else -1 for s in routes.samples]
+    return encoded.vectors, encoded.none, letters([one.said for one in laid]), labels
 
 
 def _cases(
     encoder: Encoder, routes: RouteSet, others: Sequence[RouteSet], start: Calibration, rng: random.Random
 ) -> list[Case]:
-    vectors, none, labels = read_set(encoder, routes)
+    vectors, none, _, labels = read_set(encoder, routes)
     own = list(routes.routes.values())
     tables: list[tuple[list[Wording], int]] = [
         ([wordings[0] for wordings in own], 0),
@@ -140,16 +142,18 @@ def _taught_cases(encoder: Encoder, sets: Sequence[RouteSet], start: Calibration
         wordings = [rng.choice(w) if rng.random() < 0.5 else (w[0][0], "") for s in group for w in s.routes.values()]
         read = [read_set(encoder, routes) for routes in group]
         offsets = np.cumsum([0, *(len(routes.routes) for routes in group)])
-        vectors, none = np.concatenate([r[0] for r in read]), np.concatenate([r[1] for r in read])
-        labels = np.concatenate([[x + o if x >= 0 else -1 for x in r[2]] for r, o in zip(read, offsets[:-1], strict=True)])
+        vectors, none, spelled = (np.concatenate([r[part] for r in read]) for part in range(3))
+        labels = np.concatenate([[x + o if x >= 0 else -1 for x in r[3]] for r, o in zip(read, offsets[:-1], strict=True)])
         count, seen = rng.choice([2, 3, 4]), []
         for route in range(len(wordings)):
             mine = np.flatnonzero(labels == route).tolist()
             seen += rng.sample(mine, min(count, len(mine)))
         matcher = match(encoder, wordings, start)
-        lesson = teach(vectors[seen], labels[seen].tolist(), matcher.scores(vectors[seen]), start, matcher.sharpness)
+        places, by_description = labels[seen].tolist(), matcher.scores(vectors[seen])
+        lesson = teach(vectors[seen], places, by_description, start, matcher.sharpness, spelled[seen])
         rest = np.setdiff1d(np.arange(len(labels)), seen)
-        scores = taught_scores(matcher.scores(vectors[rest]), vectors[rest], lesson) * np.float32(lesson.sharpness)
+        scores = taught_scores(matcher.scores(vectors[rest]), vectors[rest], spelled[rest], lesson)
+        scores *= np.float32(lesson.sharpness)
         known = taught_features(vectors[rest], none[rest], lesson, len(wordings))
         cases.append(Case(scores, none[rest], np.where(labels[rest] < 0, len(wordings), labels[rest]), known))
     return cases
@@ -171,13 +175,14 @@ def _easy_taught_case(encoder: Encoder, sgd: RouteSet, start: Calibration, rng: 
     rest = [(sample, place) for place, key in enumerate(keys) for sample in inside[key][count : count + 10]]
     rest += [(sample, len(keys)) for sample in outside[: max(1, len(rest) // 5)]]
     mend = encoder.spelling.mend
-    examples, asked = (
-        encoder.encode_many([lay_out(s.turns, encoder.tokenize, mend) for s, _ in part]) for part in (seen, rest)
-    )
+    laid = [[lay_out(s.turns, encoder.tokenize, mend) for s, _ in part] for part in (seen, rest)]
+    examples, asked = (encoder.encode_many(part) for part in laid)
+    spelled, asked_spelled = (letters([one.said for one in part]) for part in laid)
     matcher = match(encoder, wordings, start)
     places = [place for _, place in seen]
-    lesson = teach(examples.vectors, places, matcher.scores(examples.vectors), start, matcher.sharpness)
-    scores = taught_scores(matcher.scores(asked.vectors), asked.vectors, lesson) * np.float32(lesson.sharpness)
+    lesson = teach(examples.vectors, places, matcher.scores(examples.vectors), start, matcher.sharpness, spelled)
+    scores = taught_scores(matcher.scores(asked.vectors), asked.vectors, asked_spelled, lesson)
+    scores *= np.float32(lesson.sharpness)
     known = taught_features(asked.vectors, asked.none, lesson, len(wordings))
     return Case(scores, asked.none, np.array([place for _, place in rest]), known)
 

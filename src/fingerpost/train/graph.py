@@ -94,6 +94,22 @@ def encoder_model(weights: Mapping[str, Array], weigh: Array, none_weight: Array
     return _model(graph, table_width=weights["words.weight"].shape[1])
 
 
+def weights_of(model: onnx.ModelProto) -> dict[str, Array]:
+    """What `encoder_model` was made of, up to rounding: the encoder's weights, `weigh`, `none.weight` and `none.bias`."""
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {}
+    for name, value in found.items():
+        matrix, _, kind = name.rpartition(".")
+        if kind == "int8":
+            exact = value.astype(np.float32) * found[f"{matrix}.scale"]
+            weights[f"{matrix}.weight"] = exact if matrix == "words" else np.ascontiguousarray(exact.T)
+        elif kind in ("weight", "bias"):
+            weights[name] = value
+    weights |= {"positions.weight": found["positions"], "segments.weight": found["segments.table"]}
+    weights |= {"weigh": found["weigh"].reshape(1, -1), "none.weight": found["none.weight"].reshape(1, -1)}
+    return weights
+
+
 def _model(graph: Graph, table_width: int) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info(n, TensorProto.INT32, ["rows", "length"]) for n in ("ids", "segments")]
     outputs = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fingerpost.classifiers.embedded.encoder import Array
 from fingerpost.classifiers.embedded.text import MARK_WORDS, PAD
 
 WIDTH, HEADS, LAYERS, INNER = 384, 12, 6, 1536
@@ -103,6 +106,24 @@ def pretrained(weights: str, vocabulary: dict[str, int]) -> Reader:
             state["words.weight"][mark] = state["words.weight"][[vocabulary[w] for w in words]].mean(0)
     reader.encoder.load_state_dict(state)
     return reader
+
+
+def shipped(reader: Reader, weights: Mapping[str, Array], kept: float, scale: float) -> None:
+    """Gives `reader`, which has the published weights, those that an artifact was made of, as far as its int8 matrices tell.
+
+    `kept` is how much of the trained weights the artifact has (the rest are published), `scale` that of its calibration.
+    """
+    state = reader.state_dict()
+    for name, published in reader.encoder.state_dict().items():
+        value = published.clone()
+        found = torch.tensor(weights[name])
+        value[: len(found)] = published[: len(found)].lerp(found, 1 / kept)
+        state[f"encoder.{name}"] = value
+    state["weigh.weight"], state["none.weight"], state["none.bias"] = (
+        torch.tensor(weights[name]) for name in ("weigh", "none.weight", "none.bias")
+    )
+    state["log_scale"] = torch.tensor(scale).log()
+    reader.load_state_dict(state)
 
 
 def _published(name: str, found: dict[str, Tensor]) -> Tensor:

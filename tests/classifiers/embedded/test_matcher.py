@@ -240,7 +240,7 @@ def test_a_route_without_examples_keeps_what_its_description_says():
 
     assert not learned.lesson.weights[2].any()
     assert learned.lesson.bias[2] == 0
-    assert taught_scores(matcher.scores(axes(2)), axes(2), learned.lesson)[0].argmax() == 2
+    assert taught_scores(matcher.scores(axes(2)), axes(2), None, learned.lesson)[0].argmax() == 2
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
@@ -278,6 +278,50 @@ def test_equal_examples_of_different_routes_are_no_obstacle():
     found = shares(taught(matcher_of(axes(0, 1)), axes(4, 4), [0, 1]), axes(4))
 
     assert found[0, 0] == pytest.approx(found[0, 1], abs=0.02)
+
+
+SPELLED = np.eye(2, 3, dtype=np.float32)
+
+
+def spelled(labels, letters, routes=2) -> Matcher:
+    """A table whose examples all have the same vector and differ in their letters only."""
+    matcher, vectors = matcher_of(axes(*range(routes))), axes(*[4] * len(labels))
+    lesson = teach(vectors, labels, matcher.scores(vectors), CALIBRATION, matcher.sharpness, letters)
+    return replace(matcher, lesson=lesson)
+
+
+def test_wording_decides_between_routes_that_mean_the_same_to_the_encoder():
+    learned = spelled([0, 1], SPELLED[:2])
+
+    found = learned.logits(axes(4, 4), none_of(axes(4, 4)), SPELLED[:2])
+
+    assert found[0, 0] > found[0, 1] + 1
+    assert found[1, 1] > found[1, 0] + 1
+
+
+def test_wording_that_texts_share_by_chance_counts_for_nothing():
+    learned = spelled([0, 1], SPELLED[:2] * 0.1)
+
+    found = learned.probabilities(axes(4), none_of(axes(4)), SPELLED[:1])
+
+    assert found[0, 0] == pytest.approx(found[0, 1], abs=1e-5)
+
+
+def test_more_counts_as_chance_where_routes_lack_examples():
+    whole, partly = spelled([0, 1], SPELLED[:2]), spelled([0, 1], SPELLED[:2], routes=4)
+
+    given, without = (
+        [table.logits(axes(4), none_of(axes(4)), text)[0, 0] / table.lesson.sharpness for table in (whole, partly)]
+        for text in (SPELLED[:1] * 0.5, None)
+    )
+
+    assert given[0] - without[0] > given[1] - without[1] > 0
+
+
+def test_without_letters_wording_does_not_count():
+    found = spelled([0, 1], SPELLED[:2]).probabilities(axes(4), none_of(axes(4)))
+
+    assert found[0, 0] == pytest.approx(found[0, 1], abs=1e-5)
 
 
 def test_examples_and_none_of_these_go_together():

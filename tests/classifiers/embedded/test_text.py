@@ -546,7 +546,7 @@ def test_the_latest_user_turn_comes_first_and_what_came_before_newest_first():
 def test_a_single_turn_has_no_history():
     laid = lay_out([user("hi")], code_points)
 
-    assert laid == Laid([CLS, *code_points("hi"), SEP], [0] * 4)
+    assert laid == Laid([CLS, *code_points("hi"), SEP], [0] * 4, "hi")
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "tool", "function"])

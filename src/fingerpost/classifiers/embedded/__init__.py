@@ -16,6 +16,7 @@ import numpy as np
 
 from fingerpost.chat import Conversation
 from fingerpost.classifiers.embedded.encoder import ARTIFACT, Encoder
+from fingerpost.classifiers.embedded.letters import letters
 from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, teach
 from fingerpost.classifiers.embedded.spelling import cleaner
 from fingerpost.classifiers.embedded.text import Clean, Turn, facets, lay_out, route_text
@@ -66,7 +67,8 @@ class Embedded:
         turns = [Turn(message.role, message.text, message.media) for message in conversation.messages]
         laid = lay_out(turns, self._encoder.tokenize, clean)
         encoded = self._encoder.encode(laid)
-        shares = matcher.probabilities(encoded.vectors, encoded.none)[0]
+        spelled = letters([laid.said]) if matcher.lesson else None
+        shares = matcher.probabilities(encoded.vectors, encoded.none, spelled)[0]
         probabilities = dict(zip((*matcher.names, OTHER), shares.tolist(), strict=True))
         return Verdict(probabilities, self.name, time.perf_counter() - start, CUT_NOTE if laid.cut else "")
 
@@ -119,7 +121,8 @@ class Embedded:
         mend = self._encoder.spelling.mend
         laid = [lay_out([Turn("user", example)], self._encoder.tokenize, mend) for _, example in examples]
         seen = self._encoder.encode_many(laid).vectors
-        lesson = teach(seen, [place for place, _ in examples], matcher.scores(seen), calibration, matcher.sharpness)
+        places, spelled = [place for place, _ in examples], letters([one.said for one in laid])
+        lesson = teach(seen, places, matcher.scores(seen), calibration, matcher.sharpness, spelled)
         return replace(matcher, lesson=lesson)
 
 

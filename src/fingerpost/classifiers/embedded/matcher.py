@@ -1,7 +1,8 @@
 """From vectors to probabilities: what a table's routes look like to the model, what its examples teach, calibration.
 
 A route's score is the scaled similarity of its texts to the conversation. Examples add a linear correction: a logistic
-regression that starts from those scores and is drawn to zero, so few examples change little and many decide.
+regression that starts from those scores and is drawn to zero, so few examples change little and many decide; and how like the
+nearest of them is in wording.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ Array = npt.NDArray[np.float32]
 
 SPREAD = 8.0
 """Centred unit vectors are multiplied by this before the regression, so that `pull` works on numbers near one."""
+
+WORDING, CHANCE = 4.0, 0.15
+"""What likeness in wording to an example adds to a route's score, and how like texts are by chance.
+
+Where routes lack examples, and so cannot answer likeness with likeness, up to twice as much counts as chance.
+"""
 
 _FIT_STEPS = 80
 _FOLD_STEPS = 40
@@ -48,9 +55,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What examples taught: a linear correction of the scores, how sharp the sum is, and the examples' own vectors.
+    """What examples taught: a linear correction of the scores, how sharp the sum is, and the examples themselves.
 
-    `share` is the share of the routes that have examples.
+    `share` is the share of the routes that have examples; `examples` are their vectors, `letters` (None where wording is not
+    compared) their runs of letters, `labels` the routes they belong to.
     """
 
     middle: Array
@@ -58,6 +66,8 @@ class Lesson:
     bias: Array
     sharpness: float
     examples: Array
+    letters: Array | None
+    labels: npt.NDArray[np.intp]
     share: float
 
 
@@ -88,8 +98,11 @@ class Matcher:
         scores: Array = (whole + best) * np.float32(self.calibration.scale / 2)
         return scores
 
-    def logits(self, vectors: Array, none: Array) -> Array:
-        """What a softmax turns into probabilities, rows x (routes and, last, none of these)."""
+    def logits(self, vectors: Array, none: Array, letters: Array | None = None) -> Array:
+        """What a softmax turns into probabilities, rows x (routes and, last, none of these).
+
+        `letters` are those of the latest turns; without them, likeness in wording to the examples does not count.
+        """
         scores = self.scores(vectors)
         x = features(len(self.names), self.nameless)
         sharpness = np.float32(self.sharpness)
@@ -98,14 +111,14 @@ class Matcher:
         if lesson is None:
             scores = scores * sharpness
         else:
-            scores = taught_scores(scores, vectors, lesson) * np.float32(lesson.sharpness)
+            scores = taught_scores(scores, vectors, letters, lesson) * np.float32(lesson.sharpness)
             taught = taught_features(vectors, none, lesson, len(self.names)) @ self.calibration.taught_none
             other = lesson.share * taught + (1 - lesson.share) * other
         return np.concatenate([scores, other[:, None].astype(np.float32)], 1)
 
-    def probabilities(self, vectors: Array, none: Array) -> Array:
+    def probabilities(self, vectors: Array, none: Array, letters: Array | None = None) -> Array:
         """Probabilities of the routes and, last, of none of these."""
-        return softmax(self.logits(vectors, none))
+        return softmax(self.logits(vectors, none, letters))
 
 
 def features(routes: int, nameless: float) -> Array:
@@ -127,15 +140,33 @@ def softmax(logits: Array) -> Array:
     return shares
 
 
-def taught_scores(scores: Array, vectors: Array, lesson: Lesson) -> Array:
-    """The descriptions' scores with the examples' correction."""
+def taught_scores(scores: Array, vectors: Array, letters: Array | None, lesson: Lesson) -> Array:
+    """The descriptions' scores with what the examples add."""
     inputs = (vectors - lesson.middle) * np.float32(SPREAD)
     corrected: Array = (scores + inputs @ lesson.weights.T + lesson.bias).astype(np.float32, copy=False)
-    return corrected
+    if letters is None or lesson.letters is None:
+        return corrected
+    return corrected + _wording(letters, lesson.letters, lesson.labels, scores.shape[1], lesson.share)
 
 
-def teach(vectors: Array, labels: Sequence[int], scores: Array, calibration: Calibration, sharpness: float) -> Lesson:
-    """What examples (rows x width, the routes they belong to, their scores by description) teach.
+def _wording(letters: Array, examples: Array, labels: npt.NDArray[np.intp], routes: int, share: float) -> Array:
+    """What likeness in wording to the nearest of their examples adds to the routes' scores."""
+    chance = np.float32(CHANCE * (2 - share))
+    nearest = np.full((routes, len(letters)), chance)
+    np.maximum.at(nearest, labels, examples @ letters.T)
+    added: Array = (nearest.T - chance) * np.float32(WORDING)
+    return added
+
+
+def teach(
+    vectors: Array,
+    labels: Sequence[int],
+    scores: Array,
+    calibration: Calibration,
+    sharpness: float,
+    letters: Array | None = None,
+) -> Lesson:
+    """What examples (rows x width, the routes they belong to, their scores by description, their runs of letters) teach.
 
     The sharpness is the one that suits examples which a correction fitted on the other half of them has not seen; with few
     examples it stays near the given one, which suits the descriptions, and where routes lack examples it is never above that.
@@ -153,8 +184,10 @@ def teach(vectors: Array, labels: Sequence[int], scores: Array, calibration: Cal
         seen, unseen = half != part, half == part
         part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], calibration.pull, _FOLD_STEPS, whole)
         held[unseen] = scores[unseen] + inputs[unseen] @ part_weights.T + part_bias
+        if letters is not None:
+            held[unseen] += _wording(letters[unseen], letters[seen], targets[seen], scores.shape[1], share)
     found = _best_sharpness(held, targets, sharpness)
-    return Lesson(middle, weights, bias, found if whole else min(found, sharpness), vectors, share)
+    return Lesson(middle, weights, bias, found if whole else min(found, sharpness), vectors, letters, targets, share)
 
 
 def _fit(

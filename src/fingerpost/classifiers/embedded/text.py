@@ -60,11 +60,12 @@ class Turn:
 class Laid:
     """A text laid out for the encoder: token ids, and for each its segment (0: what counts, 1: what came before).
 
-    `cut` says that the user's latest turn was too long to be read whole.
+    `said` is the user's latest turn in clean words; `cut` says that it was too long for the encoder to read whole.
     """
 
     ids: list[int]
     segments: list[int]
+    said: str = ""
     cut: bool = False
 
 
@@ -253,10 +254,11 @@ def lay_out(turns: Sequence[Turn], tokenize: Tokenize, clean: Clean = as_it_is) 
     if not spoken:
         return Laid([CLS, SEP], [0, 0])
     last = latest_user(spoken)
-    marks, said = _said(spoken[last], tokenize, clean)
-    ids = [CLS, *marks, *_clip(said, LATEST_TOKENS), SEP]
+    text = _said(spoken[last], clean)
+    tokens = tokenize(text)
+    ids = [CLS, *_marks(spoken[last]), *_clip(tokens, LATEST_TOKENS), SEP]
     history = _history(spoken[:last], tokenize, clean)
-    return Laid(ids + history, [0] * len(ids) + [1] * len(history), cut=len(said) > LATEST_TOKENS)
+    return Laid(ids + history, [0] * len(ids) + [1] * len(history), text, len(tokens) > LATEST_TOKENS)
 
 
 def lay_out_route(text: str, tokenize: Tokenize) -> Laid:
@@ -270,20 +272,21 @@ def _history(turns: Sequence[Turn], tokenize: Tokenize, clean: Clean) -> list[in
     for back, turn in enumerate(reversed(turns)):
         mark = USER_MARK if turn.role == "user" else ASSISTANT_MARK
         short = Turn(turn.role, turn.text[:OLDER_CHARACTERS], turn.media)
-        marks, said = _said(short, tokenize, clean)
-        piece = [mark, *marks, *_clip(said, OLDER_TOKENS if back else PREVIOUS_TOKENS)]
+        said = tokenize(_said(short, clean))
+        piece = [mark, *_marks(turn), *_clip(said, OLDER_TOKENS if back else PREVIOUS_TOKENS)]
         if len(ids) + len(piece) > HISTORY_TOKENS:
             break
         ids += piece
     return [*ids, SEP] if ids else []
 
 
-def _said(turn: Turn, tokenize: Tokenize, clean: Clean) -> tuple[list[int], list[int]]:
+def _said(turn: Turn, clean: Clean) -> str:
     text = normalise(_ends(turn.text))
-    if turn.role == "user":
-        text = clean(text)
-    marks = [MEDIA_MARKS[medium] for medium in dict.fromkeys(turn.media) if medium in MEDIA_MARKS]
-    return marks, tokenize(text)
+    return clean(text) if turn.role == "user" else text
+
+
+def _marks(turn: Turn) -> list[int]:
+    return [MEDIA_MARKS[medium] for medium in dict.fromkeys(turn.media) if medium in MEDIA_MARKS]
 
 
 def _ends(text: str) -> str:
