@@ -19,7 +19,7 @@ each route, and none of them, is. One encoder pass a decision; route vectors are
 - Input: the user's latest turn (its first and last {half} tokens where it is longer than {latest}), slips of the keyboard
   mended, then up to {history} tokens of what was said before, newest first. System text and tool output are not read.
 - Made by the loop of `python -m fingerpost.train --data DIR --out DIR` (seed {seed}): {stages}.
-  The shipped encoder is {kept:.0%} trained and the rest MiniLM's own weights.
+  {fresh}The shipped encoder is {kept:.0%} trained and the rest MiniLM's own weights.
 
 ## Figures
 
@@ -32,6 +32,8 @@ Calibration used dialogues of Schema-Guided Dialogue's dev part that are on no b
 | board | rows | accuracy | dialogues | ECE | taken for other | AUROC of other |
 |---|---|---|---|---|---|---|
 """
+
+_FRESH = "Of the trained weights, {:.0%} are the last stage's and the rest those it began with. "
 
 _TAIL = """
 ## Limits
@@ -52,6 +54,7 @@ def model_card(settings: Mapping[str, Any]) -> str:
         data=settings["data_sha256"],
         seed=settings["plan"]["seed"],
         stages=", then ".join(f"{stage['steps']} steps on {stage['sets']} written sets" for stage in settings["stages"]),
+        fresh=_FRESH.format(settings["fresh"]) if "fresh" in settings else "",
         kept=settings["kept"],
         latest=LATEST_TOKENS,
         half=LATEST_TOKENS // 2,

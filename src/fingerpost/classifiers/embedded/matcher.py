@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Lesson:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Matcher:
     """The routes of one table as vectors (routes x width), with further texts (`facets`) and the routes that own them."""
 
@@ -83,10 +84,15 @@ class Matcher:
     calibration: Calibration
     lesson: Lesson | None = field(default=None)
 
-    @property
+    @cached_property
     def sharpness(self) -> float:
         """What scores by description are multiplied by."""
         return float(np.exp(features(len(self.names), self.nameless) @ self.calibration.sharpness))
+
+    @cached_property
+    def _none(self) -> float:
+        """What the score of none-of-these has from the table."""
+        return float(features(len(self.names), self.nameless) @ self.calibration.none)
 
     def scores(self, vectors: Array) -> Array:
         """Scores of conversations (rows x width) by the descriptions alone, rows x routes."""
@@ -104,9 +110,8 @@ class Matcher:
         `letters` are those of the latest turns; without them, likeness in wording to the examples does not count.
         """
         scores = self.scores(vectors)
-        x = features(len(self.names), self.nameless)
         sharpness = np.float32(self.sharpness)
-        other = (self.calibration.slope * none + x @ self.calibration.none) * sharpness
+        other = (self.calibration.slope * none + self._none) * sharpness
         lesson = self.lesson
         if lesson is None:
             scores = scores * sharpness
@@ -173,16 +178,17 @@ def teach(
     """
     targets = np.asarray(labels)
     share = len(set(targets.tolist())) / scores.shape[1]
-    # Where routes lack examples, nothing holds back those that have some: only text like theirs may move (no centre, no bias).
-    whole = share == 1
+    # Where routes lack examples, nothing holds back those that have some: only text like theirs may move (no centre, no bias),
+    # and up to half as far.
+    whole, pull = share == 1, calibration.pull * (2 - share)
     middle = vectors.mean(0) if whole else np.zeros_like(vectors[0])
     inputs = (vectors - middle) * np.float32(SPREAD)
-    weights, bias = _fit(inputs, targets, scores, calibration.pull, _FIT_STEPS, whole)
+    weights, bias = _fit(inputs, targets, scores, pull, _FIT_STEPS, whole)
     half = _halves(targets)
     held = np.empty_like(scores)
     for part in (0, 1):
         seen, unseen = half != part, half == part
-        part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], calibration.pull, _FOLD_STEPS, whole)
+        part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], pull, _FOLD_STEPS, whole)
         held[unseen] = scores[unseen] + inputs[unseen] @ part_weights.T + part_bias
         if letters is not None:
             held[unseen] += _wording(letters[unseen], letters[seen], targets[seen], scores.shape[1], share)
