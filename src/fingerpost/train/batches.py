@@ -148,7 +148,7 @@ def _add_routes(batch: Batch, routes: RouteSet, recipe: Recipe, rng: random.Rand
         name, description = (first[0], "") if bare else worded(first, rng)
         batch.routes.append(route_text(name, description))
         batch.sets.append(routes.name)
-        listed = facets(name, description)
+        listed = [route_text(name, thing) for thing in facets(description)]
         batch.facets += [(place, text) for text in rng.sample(listed, min(len(listed), 6))]
         if rest and rng.random() < share:
             batch.reworded.append((place, route_text(*worded(rest[0], rng))))

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from fingerpost.classifiers.embedded.encoder import Array, Encoder
 from fingerpost.classifiers.embedded.letters import letters
-from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, features, taught_features, taught_scores, teach
+from fingerpost.classifiers.embedded.matcher import Calibration, features, taught_features, taught_scores, teach
+from fingerpost.classifiers.embedded.reading import read_routes
 from fingerpost.classifiers.embedded.spelling import cleaner
-from fingerpost.classifiers.embedded.text import facets, lay_out, route_text
+from fingerpost.classifiers.embedded.text import lay_out, route_text
 from fingerpost.train.data import RouteSet, Wording
 
 START = Calibration(20.0, (0.0, 0.0, 0.0), 1.0, (0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), 0.03)
@@ -60,17 +61,6 @@ def calibrate(
     return replace(found, taught_none=_fit_taught(taught, found.slope))
 
 
-def match(encoder: Encoder, wordings: Sequence[Wording], calibration: Calibration) -> Matcher:
-    """A table of wordings as the model sees it."""
-    texts = [route_text(*wording) for wording in wordings]
-    listed = [(place, text) for place, wording in enumerate(wordings) for text in facets(*wording)]
-    vectors = encoder.encode_routes([*texts, *(text for _, text in listed)])
-    nameless = sum(not description for _, description in wordings) / len(wordings)
-    owners = np.array([place for place, _ in listed], np.intp)
-    names = tuple(name for name, _ in wordings)
-    return Matcher(names, vectors[: len(texts)], vectors[len(texts) :], owners, nameless, calibration)
-
-
 def read_set(encoder: Encoder, routes: RouteSet) -> tuple[Array, Array, Array, list[int]]:
     """Vectors, none scores, runs of letters and right routes (-1: none) of a set's conversations."""
     keys = list(routes.routes)
@@ -94,7 +84,7 @@ def _cases(
     cases = []
     for wordings, extra in tables:
         table = [*wordings, *_distractors(encoder, wordings, others, extra, start, rng)]
-        matcher = match(encoder, table, start)
+        matcher = read_routes(encoder, table, start)
         # With distractors, an `other` conversation may have become somebody's: those rows are left out.
         rows = [i for i, label in enumerate(labels) if label >= 0 or not extra]
         right = np.array([labels[i] if labels[i] >= 0 else len(table) for i in rows])
@@ -113,7 +103,7 @@ def _easy_case(encoder: Encoder, sgd: RouteSet, others: Sequence[RouteSet], star
     own = [(name, "" if bare else description) for name, description in (rng.choice(sgd.routes[key]) for key in keys)]
     extra = rng.choice([0, 0, 0, 25, 120]) if near else 0
     table = [*own, *_distractors(encoder, own, others, extra, start, rng)]
-    matcher = match(encoder, table, start)
+    matcher = read_routes(encoder, table, start)
     read = encoder.encode(lay_out(sample.turns, encoder.tokenize, encoder.spelling.mend))
     right = np.array([keys.index(sample.right[0]) if near else len(table)])
     return Case(matcher.scores(read.vectors), read.none, right, features(len(table), matcher.nameless))
@@ -129,8 +119,12 @@ def _distractors(
     drawn = rng.sample(pool, min(count * 2, len(pool)))
     if not any(description for _, description in own):
         drawn = [(name, "") for name, _ in drawn]
-    alike = (match(encoder, drawn, start).routes @ match(encoder, own, start).routes.T).max(1)
+    alike = (_texts(encoder, drawn) @ _texts(encoder, own).T).max(1)
     return [wording for wording, likeness in zip(drawn, alike, strict=True) if likeness < ALIKE][:count]
+
+
+def _texts(encoder: Encoder, wordings: Sequence[Wording]) -> Array:
+    return encoder.encode_routes([route_text(*wording) for wording in wordings])
 
 
 def _taught_cases(encoder: Encoder, sets: Sequence[RouteSet], start: Calibration, rng: random.Random) -> list[Case]:
@@ -148,7 +142,7 @@ def _taught_cases(encoder: Encoder, sets: Sequence[RouteSet], start: Calibration
         for route in range(len(wordings)):
             mine = np.flatnonzero(labels == route).tolist()
             seen += rng.sample(mine, min(count, len(mine)))
-        matcher = match(encoder, wordings, start)
+        matcher = read_routes(encoder, wordings, start)
         places, by_description = labels[seen].tolist(), matcher.scores(vectors[seen])
         lesson = teach(vectors[seen], places, by_description, start, matcher.sharpness, spelled[seen])
         rest = np.setdiff1d(np.arange(len(labels)), seen)
@@ -178,7 +172,7 @@ def _easy_taught_case(encoder: Encoder, sgd: RouteSet, start: Calibration, rng: 
     laid = [[lay_out(s.turns, encoder.tokenize, mend) for s, _ in part] for part in (seen, rest)]
     examples, asked = (encoder.encode_many(part) for part in laid)
     spelled, asked_spelled = (letters([one.said for one in part]) for part in laid)
-    matcher = match(encoder, wordings, start)
+    matcher = read_routes(encoder, wordings, start)
     places = [place for _, place in seen]
     lesson = teach(examples.vectors, places, matcher.scores(examples.vectors), start, matcher.sharpness, spelled)
     scores = taught_scores(matcher.scores(asked.vectors), asked.vectors, asked_spelled, lesson)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fingerpost.classifiers.embedded.encoder import _KEPT_TEXTS, ARTIFACT, FORMAT, Encoder
-from fingerpost.classifiers.embedded.text import CLS, SEP, Laid, Turn, lay_out
+from fingerpost.classifiers.embedded.text import CLS, SEP, Laid, Turn, lay_out, lay_out_route
 
 SAID = ["will it rain?", "hi", "play some jazz for me, please", "hi", "why does my loop never end, it drives me mad" * 5]
 
@@ -122,6 +122,19 @@ def test_route_vectors_come_in_order_with_repetitions(encoder):
     assert vectors[0] @ vectors[1] < 0.95
 
 
+def test_what_users_ask_for_lies_near_to_their_requests(encoder):
+    asked = encoder.encode_asked(["cancel my order", "exchange rates", "cancel my order"])
+    said = encoder.encode(lay_out([Turn("user", "please cancel the order I made")], encoder.tokenize)).vectors[0]
+
+    assert (asked[0] == asked[2]).all()
+    assert np.linalg.norm(asked, axis=1) == pytest.approx(1, abs=1e-5)
+    assert asked[0] @ said > asked[1] @ said + 0.3
+
+
+def test_a_text_of_a_route_and_a_request_for_it_are_kept_apart(encoder):
+    assert (encoder.encode_asked(["weather"])[0] != encoder.encode_routes(["weather"])[0]).any()
+
+
 def test_a_kept_route_vector_is_not_computed_again():
     encoder = Encoder()
     encoder.encode_routes(["weather: Forecasts."])
@@ -136,14 +149,14 @@ def test_a_kept_route_vector_is_not_computed_again():
 def test_kept_route_vectors_are_bounded_and_the_oldest_go_first():
     encoder = Encoder()
     first, *_ = encoder.encode_routes(["first"])
-    encoder._routes.update({f"filler {i}": first for i in range(_KEPT_TEXTS - 1)})
+    encoder._vectors.update({(lay_out_route, f"filler {i}"): first for i in range(_KEPT_TEXTS - 1)})
 
     found = encoder.encode_routes(["filler 5", "one more"])
 
     assert len(found) == 2
-    assert len(encoder._routes) == _KEPT_TEXTS
-    assert "first" not in encoder._routes
-    assert "one more" in encoder._routes
+    assert len(encoder._vectors) == _KEPT_TEXTS
+    assert (lay_out_route, "first") not in encoder._vectors
+    assert (lay_out_route, "one more") in encoder._vectors
 
 
 @pytest.mark.parametrize("settings", [{"format": FORMAT + 1}, {"format": 0}, {"format": None}, {}])

@@ -18,8 +18,9 @@ from fingerpost.chat import Conversation
 from fingerpost.classifiers.embedded.encoder import ARTIFACT, Encoder
 from fingerpost.classifiers.embedded.letters import letters
 from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, teach
+from fingerpost.classifiers.embedded.reading import read_routes
 from fingerpost.classifiers.embedded.spelling import cleaner
-from fingerpost.classifiers.embedded.text import Clean, Turn, facets, lay_out, route_text
+from fingerpost.classifiers.embedded.text import Clean, Turn, lay_out, route_text
 from fingerpost.records import Verdict
 from fingerpost.routes import OTHER, Route, RouteTable
 
@@ -74,14 +75,14 @@ class Embedded:
 
     def lookalikes(self, table: RouteTable) -> list[tuple[str, str, float]]:
         """Pairs of routes that the model can hardly tell apart, with or without their names, and their similarity."""
-        matcher, _ = self.matcher(table)
+        routes = table.described
+        whole = [route_text(route.name, route.description) for route in routes]
+        nameless = [route_text("", route.description) if route.description else route.name for route in routes]
         with self._lock:
-            described = self._encoder.encode_routes(
-                [route_text("", r.description) if r.description else r.name for r in table.described]
-            )
-        alike = np.maximum(matcher.routes @ matcher.routes.T, described @ described.T)
+            named, described = self._encoder.encode_routes(whole), self._encoder.encode_routes(nameless)
+        alike = np.maximum(named @ named.T, described @ described.T)
         places = np.argwhere(np.triu(alike, 1) > LOOKALIKE)
-        return [(matcher.names[one], matcher.names[two], float(alike[one, two])) for one, two in places.tolist()]
+        return [(routes[one].name, routes[two].name, float(alike[one, two])) for one, two in places.tolist()]
 
     def matcher(self, table: RouteTable) -> tuple[Matcher, Clean]:
         """A table's routes as the model sees them, and what cleans requests to it."""
@@ -103,18 +104,7 @@ class Embedded:
 
     def _match(self, routes: tuple[Route, ...]) -> Matcher:
         calibration = Calibration.from_json(self._encoder.settings["calibration"])
-        texts = [route_text(route.name, route.description) for route in routes]
-        listed = [(place, text) for place, route in enumerate(routes) for text in facets(route.name, route.description)]
-        vectors = self._encoder.encode_routes([*texts, *(text for _, text in listed)])
-        bare = sum(text == route_text(route.name, "") for route, text in zip(routes, texts, strict=True))
-        matcher = Matcher(
-            names=tuple(route.name for route in routes),
-            routes=vectors[: len(routes)],
-            facets=vectors[len(routes) :],
-            owners=np.array([place for place, _ in listed], np.intp),
-            nameless=bare / max(len(routes), 1),
-            calibration=calibration,
-        )
+        matcher = read_routes(self._encoder, [(route.name, route.description) for route in routes], calibration)
         examples = [(place, example) for place, route in enumerate(routes) for example in route.examples]
         if not examples:
             return matcher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from fingerpost.classifiers.embedded.spelling import Spelling, whole_words
-from fingerpost.classifiers.embedded.text import Laid, lay_out_route
+from fingerpost.classifiers.embedded.text import Laid, Tokenize, lay_out_asked, lay_out_route
 
 # ONNX Runtime for Linux keeps a device id and reports to its maker unless it is told not to before it loads; a gateway speaks
 # to its backends and to nobody else.
@@ -67,7 +67,7 @@ class Encoder:
         self._session = onnxruntime.InferenceSession(
             str(artifact / "encoder.onnx"), options, providers=["CPUExecutionProvider"]
         )
-        self._routes: OrderedDict[str, Array] = OrderedDict()
+        self._vectors: OrderedDict[tuple[object, str], Array] = OrderedDict()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         self.spelling = Spelling([*whole_words(vocabulary), *(artifact / "words.txt").read_text(encoding="utf-8").split()])
 
@@ -95,12 +95,20 @@ class Encoder:
 
     def encode_routes(self, texts: Sequence[str]) -> Array:
         """Vectors of route texts; they are kept, for requests that bring their own routes mostly bring the same ones again."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._routes]
-        encoded = self.encode_many([lay_out_route(text, self.tokenize) for text in missing])
-        self._routes.update(zip(missing, encoded.vectors, strict=True))
-        found = np.array([self._routes[text] for text in texts], np.float32).reshape(len(texts), int(self.settings["width"]))
-        while len(self._routes) > _KEPT_TEXTS:
-            self._routes.popitem(last=False)
+        return self._kept(texts, lay_out_route)
+
+    def encode_asked(self, phrases: Sequence[str]) -> Array:
+        """Vectors of users who ask for what a phrase names; they are kept, too."""
+        return self._kept(phrases, lay_out_asked)
+
+    def _kept(self, texts: Sequence[str], lay: Callable[[str, Tokenize], Laid]) -> Array:
+        missing = [text for text in dict.fromkeys(texts) if (lay, text) not in self._vectors]
+        encoded = self.encode_many([lay(text, self.tokenize) for text in missing])
+        self._vectors.update(zip(((lay, text) for text in missing), encoded.vectors, strict=True))
+        width = int(self.settings["width"])
+        found = np.array([self._vectors[lay, text] for text in texts], np.float32).reshape(len(texts), width)
+        while len(self._vectors) > _KEPT_TEXTS:
+            self._vectors.popitem(last=False)
         return found
 
     def _run(self, laid: Sequence[Laid]) -> Encoded:

@@ -105,8 +105,8 @@ def route_text(name: str, description: str) -> str:
     return f"{words}: {description}"
 
 
-def facets(name: str, description: str) -> list[str]:
-    """What a description that lists things covers, one text for each thing; empty for one that lists fewer than three.
+def facets(description: str) -> list[str]:
+    """The things that a description lists; empty for one that lists fewer than three.
 
     One vector cannot be near to all of "flights, hotels, visas, lost luggage"; one vector each can. What a description
     excludes ("not for refunds") is no facet.
@@ -115,7 +115,7 @@ def facets(name: str, description: str) -> list[str]:
     lead = _LEAD.match(body)
     parts = [_JOINING.sub("", part.strip(" .\"'()")) for part in _LISTED.split(body[lead.end() :] if lead else body)]
     parts = [part for part in dict.fromkeys(parts) if _WORD.search(part) and not _EXCLUDING.search(part)]
-    return [route_text(name, part) for part in parts[:FACETS]] if len(parts) > 2 else []
+    return parts[:FACETS] if len(parts) > 2 else []
 
 
 _LEAD = re.compile(r"[^:;.,]{2,60}:\s+")
@@ -259,6 +259,11 @@ def lay_out(turns: Sequence[Turn], tokenize: Tokenize, clean: Clean = as_it_is) 
     ids = [CLS, *_marks(spoken[last]), *_clip(tokens, LATEST_TOKENS), SEP]
     history = _history(spoken[:last], tokenize, clean)
     return Laid(ids + history, [0] * len(ids) + [1] * len(history), text, len(tokens) > LATEST_TOKENS)
+
+
+def lay_out_asked(phrase: str, tokenize: Tokenize) -> Laid:
+    """A user's request for what a phrase names; these words suit things as well as actions."""
+    return lay_out([Turn("user", f"i want to {phrase}")], tokenize)
 
 
 def lay_out_route(text: str, tokenize: Tokenize) -> Laid:
