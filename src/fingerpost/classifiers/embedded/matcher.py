@@ -206,7 +206,7 @@ def _fit(
     wanted = np.zeros((rows, routes), np.float32)
     wanted[np.arange(rows), targets] = 1
     shrink = np.float32(pull / routes)
-    rate = np.float32(1 / (0.25 * np.linalg.norm(inputs * np.sqrt(share), 2) ** 2 + 0.25 + shrink)) if rows else np.float32(1)
+    rate = np.float32(1 / (0.25 * _stretch(inputs * np.sqrt(share)) + 0.25 + shrink)) if rows else np.float32(1)
     # A route without examples keeps what its description says.
     free = (counts > 0).astype(np.float32)[:, None]
     weights, bias = np.zeros((routes, inputs.shape[1]), np.float32), np.zeros(routes, np.float32)
@@ -220,6 +220,12 @@ def _fit(
         ahead, bias_ahead = new + push * (new - weights), new_bias + push * (new_bias - bias)
         weights, bias, momentum = new, new_bias, following
     return weights, bias
+
+
+def _stretch(matrix: Array) -> float:
+    """The square of the spectral norm; an SVD of many rows would take longer than the fit."""
+    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    return float(np.linalg.eigvalsh(gram)[-1])
 
 
 def _halves(targets: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
