@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -225,6 +226,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     from fingerpost.server.serve import serve
     from fingerpost.server.upkeep import Upkeep
 
+    # One that comes before there is anything to reload would end the process; now it waits until it can be obeyed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     given = {"host": arguments.host, "port": arguments.port, "workers": arguments.workers}
     file = ConfigFile(Path(_file(arguments)), {key: value for key, value in given.items() if value is not None})
     loaded = file.read()

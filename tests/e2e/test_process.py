@@ -39,7 +39,7 @@ class Process:
     def __init__(self, file: Path, *arguments: str) -> None:
         self.running = subprocess.Popen(
             [sys.executable, "-m", "fingerpost", "serve", str(file), *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=file.parent,
             env={"CANARY_KEY": "canary-key", "PATH": "", "HOME": str(file.parent)},
         )  # fmt: skip
         self.said = ""
@@ -100,6 +100,30 @@ def test_a_signal_lets_a_running_stream_finish_and_the_exit_code_is_0(file: Path
     assert ending == [0]
     assert [line["outcome"] for line in process.told] == ["completed"]
     assert "Traceback" not in process.said
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_reload_that_is_asked_for_while_it_starts_waits_until_it_can_be_done(file: Path, workers: str) -> None:
+    (file.parent / "mine.py").write_text("""
+import os, signal
+from fingerpost.classifiers.fixed import Fixed
+
+def build():
+    if not os.path.exists("asked"):
+        open("asked", "w").close()
+        os.kill(os.getpid(), signal.SIGHUP)
+    return Fixed("chat", 1.0)
+""", encoding="utf-8")  # fmt: skip
+    text = file.read_text(encoding="utf-8").replace("{use: fixed, route: chat}", "{use: 'mine:build'}")
+    file.write_text(text, encoding="utf-8")
+    with serving(file, "--workers", workers) as process:
+        assert process.running.stderr is not None
+        while "fingerpost reloaded" not in process.said:
+            line = process.running.stderr.readline()
+            assert line, process.said
+            process.said += line
+        assert process.ask("GET", "/readyz")[0] == 200
+        assert process.end() == 0
 
 
 def test_port_0_on_the_command_line_is_a_free_port_that_is_said(file: Path) -> None:

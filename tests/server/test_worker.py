@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -76,7 +77,7 @@ def employ(tmp_path: Path) -> Employ:
         for one in bound:
             one.bind(("127.0.0.1", 0))
         parent = Parent(await Line.over(ours), [one.getsockname()[1] for one in bound])
-        begin = Begin(str(path), {}, TEXT, (None,), 7, theirs.detach(), [[one.detach()] for one in bound], [])
+        begin = Begin(str(path), {}, {}, TEXT, (None,), 7, theirs.detach(), [[one.detach()] for one in bound], [])
         file = ConfigFile(path, begin.instead, begin.text, begin.looks)
         world = build_world(file.parse(begin.text).config, [])
         upkeep = Upkeep(world, file.path, file.rebuild, seen=begin.looks)
@@ -154,6 +155,26 @@ async def test_it_says_its_metrics_by_itself_and_when_asked_and_answers_with_tho
         assert (await asking)[1] == total([gather.metrics, gather.metrics])
 
 
+async def test_it_reports_again_and_again_though_nothing_has_changed_for_that_shows_that_it_lives(employ: Employ) -> None:
+    async with employ() as parent:
+        await parent.admit()
+        reports = [await parent.hear(Counted) for _ in range(3)]
+        assert [one.asked for one in reports] == [0, 0, 0]
+        assert reports[1] == reports[2]
+
+
+async def test_sums_that_come_as_nobody_waits_for_them_any_more_harm_nobody(employ: Employ) -> None:
+    async with employ() as parent:
+        await parent.admit()
+        parent.server.patience = 0.2
+        asking = asyncio.ensure_future(parent.get("/metrics"))
+        gather: Gather = await parent.hear(Gather)
+        parent.line.say(Sum(gather.metrics, gather.asked))
+        time.sleep(0.5)  # noqa: ASYNC251  (so that the worker, in this very loop, finds its time over and the sums there at once)
+        assert (await asking)[0] == 500
+        assert (await parent.get("/health"))[0] == 200
+
+
 async def test_without_an_answer_it_has_no_metrics_rather_than_its_own_alone(employ: Employ) -> None:
     async with employ() as parent:
         await parent.admit()
@@ -184,3 +205,27 @@ async def test_a_line_that_is_cut_off_is_not_read_and_one_who_is_gone_hears_noth
     await line.close()
     line.say(Ready())
     assert heard == [Ready()]
+
+
+async def test_a_line_waits_for_one_who_does_not_listen_and_for_nobody_who_is_gone() -> None:
+    ours, theirs = socket.socketpair()
+    line = await Line.over(ours)
+    await asyncio.wait_for(line.sent(), 20)
+    line.say(Counted("x" * 10_000_000))
+    sending = asyncio.ensure_future(line.sent())
+    await asyncio.sleep(0.1)
+    assert not sending.done()
+    theirs.close()
+    await asyncio.wait_for(sending, 20)
+    await line.close()
+
+
+async def test_what_was_said_is_heard_out_where_the_other_end_stays_open() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(b'{"type":"Ready"}\n' * 3)
+        line = await Line.over(ours)
+        line.hear_out()
+        assert [said async for said in line] == [Ready()] * 3
+        await line.close()
+        line.hear_out()

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, closing
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from fingerpost.errors import ConfigError
 from fingerpost.observers.totals import total
 from fingerpost.server.files import ConfigFile
-from fingerpost.server.workers import Workers, bind, serve_together
+from fingerpost.server.sockets import bind
+from fingerpost.server.workers import Workers, serve_together
 from fingerpost.testing import FakeBackend, FakeReply
 
 CHAT = "/v1/chat/completions"
@@ -43,13 +46,19 @@ class Together:
         self.workers = workers
         self.port, self.admin = ports
         self.until = until
+        self.tls: ssl.SSLContext | None = None
 
     @property
     def pids(self) -> list[int]:
         return [one.process.pid for one in self.workers._running.values() if one.ready_at is not None]
 
+    def connect(self, port: int) -> http.client.HTTPConnection:
+        if self.tls:
+            return http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=self.tls)
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
     def ask(self, method: str, path: str, body: Any = None, port: int | None = None) -> tuple[int, dict[str, str], bytes]:
-        with closing(http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)) as client:
+        with closing(self.connect(port or self.port)) as client:
             client.request(method, path, body and json.dumps(body), {})
             with client.getresponse() as answer:
                 return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -64,6 +73,12 @@ class Together:
     def models(self) -> bytes:
         return self.ask("GET", "/v1/models")[2]
 
+    def kill_one(self) -> None:
+        """Kills a worker and waits until another one has its place."""
+        victim = self.pids[0]
+        os.kill(victim, signal.SIGKILL)
+        self.until(lambda: len(self.pids) == 2 and victim not in self.pids)
+
 
 Start = Callable[..., Any]
 
@@ -74,11 +89,32 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """What writes a classifier that does something as it is built, and returns how it is named in a configuration."""
+
+    def write(does: str) -> str:
+        (tmp_path / "mine.py").write_text(f"""
+import os, sys, time
+from fingerpost.classifiers.fixed import Fixed
+
+def build():
+    {does}
+    return Fixed("other", 1.0)
+""", encoding="utf-8")  # fmt: skip
+        monkeypatch.syspath_prepend(tmp_path)
+        return "{use: 'mine:build'}"
+
+    return write
+
+
+@pytest.fixture
 def together(path: Path, eventually: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> Start:
     """What starts workers, in `async with`, that serve what a text says."""
 
     @asynccontextmanager
-    async def start(content: str, **options: Any) -> AsyncIterator[Together]:
+    async def start(
+        content: str, meanwhile: Callable[[Workers], None] = lambda _: None, **options: Any
+    ) -> AsyncIterator[Together]:
         await asyncio.to_thread(path.write_text, content, encoding="utf-8")
         file = ConfigFile(path, {})
         config = file.read().config
@@ -88,6 +124,7 @@ def together(path: Path, eventually: Callable[..., None], capfd: pytest.CaptureF
             one = Together(workers, [bound[0].getsockname()[1] for bound in (main[0], admin)], eventually)
             running = asyncio.ensure_future(workers.run())
             try:
+                await asyncio.to_thread(meanwhile, workers)
                 await asyncio.to_thread(eventually, lambda: workers._open or running.done())
                 yield one
             finally:
@@ -153,6 +190,125 @@ async def test_one_that_does_not_answer_is_in_the_metrics_with_what_it_said_last
         await asyncio.to_thread(use)
 
 
+async def test_the_others_serve_for_one_that_is_silent_until_it_speaks_again(
+    together: Start, fake: FakeBackend, capfd: Any
+) -> None:
+    async with together(text(fake.url)) as one:
+
+        def use() -> None:
+            victim = one.pids[0]
+            os.kill(victim, signal.SIGSTOP)
+            try:
+                for _ in range(12):
+                    assert one.ask("POST", CHAT, HI)[0] == 200
+                one.until(lambda: one.metrics()["fingerpost_workers"] == 1)
+            finally:
+                os.kill(victim, signal.SIGCONT)
+            one.until(lambda: one.metrics()["fingerpost_workers"] == 2)
+            assert victim in one.pids
+
+        await asyncio.to_thread(use)
+    assert one.code == 0
+    assert "hangs" not in capfd.readouterr().err
+
+
+async def test_one_that_hangs_is_killed_and_replaced_while_requests_go_on(
+    together: Start, fake: FakeBackend, capfd: Any
+) -> None:
+    async with together(text(fake.url), hung=6) as one:
+        done, broken = [], []
+        enough = threading.Event()
+
+        def load() -> None:
+            while not enough.is_set():
+                try:
+                    done.append(one.ask("POST", CHAT, HI)[0])
+                except (http.client.HTTPException, OSError) as error:
+                    broken.append(error)
+
+        def stop_one_and_look() -> None:
+            clients = [threading.Thread(target=load) for _ in range(4)]
+            for client in clients:
+                client.start()
+            one.until(lambda: len(done) > 20)
+            victim = one.pids[0]
+            os.kill(victim, signal.SIGSTOP)
+            one.until(lambda: len(one.pids) == 2 and victim not in one.pids)
+            enough.set()
+            for client in clients:
+                client.join(30)
+            assert [one.ask("POST", CHAT, HI)[0] for _ in range(20)] == [200] * 20
+
+        await asyncio.to_thread(stop_one_and_look)
+    told = capfd.readouterr().err
+    assert set(done) == {200}
+    assert len(broken) <= 4
+    assert one.code == 0
+    assert "worker 1 hangs: it has said nothing for 6 s; it is killed\nworker 1 ended (signal 9); it is replaced\n" in told
+
+
+async def test_one_that_hangs_does_not_keep_the_others_from_stopping(together: Start, fake: FakeBackend, capfd: Any) -> None:
+    async with together(text(fake.url), hung=4) as one:
+        os.kill(one.pids[0], signal.SIGSTOP)
+    assert one.code == 1
+    assert "worker 1 hangs" in capfd.readouterr().err
+
+
+async def test_a_thread_that_never_ends_does_not_hold_up_the_end(
+    together: Start, plugin: Callable[[str], str], fake: FakeBackend, capfd: Any
+) -> None:
+    use = plugin("__import__('threading').Thread(target=time.sleep, args=(300,)).start()")
+    async with together(text(fake.url, classifier=use)) as one:
+        assert (await asyncio.to_thread(one.ask, "POST", CHAT, HI))[0] == 200
+    assert one.code == 0
+    assert '"outcome":"completed"' in capfd.readouterr().out
+
+
+async def test_nobody_takes_a_long_start_for_a_hang(
+    together: Start, plugin: Callable[[str], str], fake: FakeBackend, path: Path, capfd: Any
+) -> None:
+    slow = path.with_name("slow")
+    use = plugin(f"if os.path.exists({str(slow)!r}): time.sleep(6)")
+    async with together(text(fake.url, classifier=use), hung=5) as one:
+        slow.touch()
+        await asyncio.to_thread(one.kill_one)
+    assert one.code == 0
+    assert "hangs" not in capfd.readouterr().err
+
+
+async def test_the_death_of_one_that_has_forked_is_seen(
+    together: Start, plugin: Callable[[str], str], fake: FakeBackend, path: Path
+) -> None:
+    over = path.with_name("over")
+    use = plugin(f"""if os.fork() == 0:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not os.path.exists({str(over)!r}): time.sleep(0.1)
+        os._exit(0)""")
+    try:
+        async with together(text(fake.url, classifier=use)) as one:
+            await asyncio.to_thread(one.kill_one)
+    finally:
+        over.touch()
+    assert one.code == 0
+
+
+async def test_a_program_that_a_plugin_started_does_not_hold_the_port(
+    together: Start, plugin: Callable[[str], str], fake: FakeBackend, path: Path
+) -> None:
+    pids = path.with_name("pids")
+    use = plugin(f"""pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c", "import time; time.sleep(120)"])
+    with open({str(pids)!r}, "a") as file: print(pid, file=file)""")
+    try:
+        async with together(text(fake.url, classifier=use)) as one:
+            assert await asyncio.to_thread(one.models)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", one.port))
+    finally:
+        for pid in pids.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+    assert one.code == 0
+
+
 async def test_the_death_of_one_breaks_its_own_requests_alone_and_it_is_replaced(
     together: Start, fake: FakeBackend, capfd: Any
 ) -> None:
@@ -175,9 +331,8 @@ async def test_the_death_of_one_breaks_its_own_requests_alone_and_it_is_replaced
                 client.start()
             one.until(lambda: len(done) > 50)
             one.until(lambda: one.answered() > 50)
-            counted, victim = one.answered(), one.pids[0]
-            os.kill(victim, signal.SIGKILL)
-            one.until(lambda: len(one.pids) == 2 and victim not in one.pids)
+            counted = one.answered()
+            one.kill_one()
             assert one.answered() >= counted
             enough.set()
             for client in clients:
@@ -247,9 +402,7 @@ async def test_all_follow_the_file_and_sighup_and_a_bad_file_keeps_the_last_good
             reload("backends: nonsense")
             one.until(lambda: one.metrics().get('fingerpost_config_reload_total{result="failed"}') == 2)
             assert one.metrics()["fingerpost_config_last_reload_ok"] == 0
-            victim = one.pids[0]
-            os.kill(victim, signal.SIGKILL)
-            one.until(lambda: len(one.pids) == 2 and victim not in one.pids)
+            one.kill_one()
             assert all(b'"talk"' in one.models() for _ in range(20))
             reload(text(fake.url, route="chat", more=", reload: false"))
             one.until(lambda: one.metrics()["fingerpost_config_last_reload_ok"] == 1)
@@ -257,6 +410,97 @@ async def test_all_follow_the_file_and_sighup_and_a_bad_file_keeps_the_last_good
 
         await asyncio.to_thread(use)
     assert capfd.readouterr().err.count(f"fingerpost reloaded {path}") == 4
+
+
+async def test_a_new_worker_serves_as_the_others_what_a_reload_cannot_change(
+    together: Start, fake: FakeBackend, path: Path, capfd: Any
+) -> None:
+    async with together(text(fake.url)) as one:
+
+        def use() -> None:
+            changed = text(fake.url, route="talk", more=", host: 0.0.0.0, tls: {cert: nowhere.crt, key: nowhere.key}")
+            path.write_text(changed, encoding="utf-8")
+            one.until(lambda: one.metrics().get('fingerpost_config_reload_total{result="ok"}') == 2)
+            one.kill_one()
+            assert all(b'"talk"' in one.models() for _ in range(20))
+
+        await asyncio.to_thread(use)
+    assert one.code == 0
+    assert "server.tls has changed" in capfd.readouterr().err
+
+
+async def test_a_reload_that_is_asked_for_while_workers_start_reaches_all(
+    together: Start, plugin: Callable[[str], str], fake: FakeBackend, path: Path, eventually: Callable[..., None]
+) -> None:
+    slow = plugin("time.sleep(0.5)")
+
+    def reload(workers: Workers) -> None:
+        eventually(lambda: workers._running)
+        path.write_text(text(fake.url, route="talk", classifier=slow, more=", reload: false"), encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    async with together(text(fake.url, classifier=slow, more=", reload: false"), meanwhile=reload) as one:
+
+        def use() -> None:
+            one.until(lambda: one.metrics().get('fingerpost_config_reload_total{result="ok"}') == 2)
+            assert all(b'"talk"' in one.models() for _ in range(20))
+
+        await asyncio.to_thread(use)
+
+
+async def test_one_that_cannot_load_the_certificate_is_tried_again_until_it_can_while_the_others_serve(
+    together: Start, fake: FakeBackend, path: Path, capfd: Any
+) -> None:
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1")
+    cert, key = path.with_name("tls.crt"), path.with_name("tls.key")
+    leaf.cert_chain_pems[0].write_to_path(cert)
+    leaf.private_key_pem.write_to_path(key)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    told: list[str] = []
+
+    def heard(what: str) -> int:
+        told.append(capfd.readouterr().err)
+        return "".join(told).count(what)
+
+    more = f", tls: {{cert: {cert}, key: {key}}}"
+    async with together(text(fake.url, more=more), pauses=(0.0, 0.05)) as one:
+        one.tls = context
+
+        def use() -> None:
+            good = cert.read_bytes()
+            cert.unlink()
+            os.kill(one.pids[0], signal.SIGKILL)
+            one.until(lambda: heard("worker 1 could not start (exit code 2); it is tried again in 0.05 s") > 3)
+            assert [one.ask("POST", CHAT, HI)[0] for _ in range(5)] == [200] * 5
+            assert one.metrics()["fingerpost_worker_replacements_total"] == 0
+            cert.write_bytes(good)
+            one.until(lambda: len(one.pids) == 2)
+            assert [one.ask("POST", CHAT, HI)[0] for _ in range(20)] == [200] * 20
+            assert one.metrics()["fingerpost_worker_replacements_total"] == 1
+
+        await asyncio.to_thread(use)
+    assert one.code == 0
+    assert heard(f"server.tls.cert: {cert} cannot be read (No such file or directory)") > 3
+
+
+async def test_where_none_is_left_and_none_can_start_the_whole_ends(
+    together: Start, plugin: Callable[[str], str], fake: FakeBackend, path: Path, capfd: Any
+) -> None:
+    broken = path.with_name("broken")
+    use = plugin(f"assert not os.path.exists({str(broken)!r})")
+    async with together(text(fake.url, classifier=use), pauses=(0.0, 0.05)) as one:
+
+        def kill_all() -> None:
+            broken.touch()
+            for pid in one.pids:
+                os.kill(pid, signal.SIGKILL)
+            one.until(one.workers._stopping.is_set)
+
+        await asyncio.to_thread(kill_all)
+    assert one.code == 1
+    assert "could not start (exit code 2), and no other one serves; fingerpost stops" in capfd.readouterr().err
 
 
 async def test_what_is_wrong_at_the_start_is_told_once(together: Start, fake: FakeBackend, capfd: Any) -> None:
@@ -326,10 +570,3 @@ def test_a_certificate_that_cannot_be_used_is_told_before_a_worker_starts(path: 
     file = ConfigFile(path, {})
     with pytest.raises(ConfigError, match=r"server\.tls\.cert: nowhere\.crt cannot be read"):
         serve_together(file, file.read().config)
-
-
-def test_a_name_with_several_addresses_is_one_port_on_all_of_them() -> None:
-    with ExitStack() as opened:
-        bound = bind(opened, "localhost", 0, 2)
-        assert len({one.getsockname()[1] for copy in bound for one in copy}) == 1
-        assert len({one.getsockname()[0] for copy in bound for one in copy}) == len(bound[0]) == len(bound[1])

@@ -145,7 +145,7 @@ def build_tls(settings: TlsConfig) -> ssl.SSLContext:
         if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
             what = f"{settings.key} does not belong to {settings.cert}"
             raise _bad_tls("key", what, "Give the key of that certificate") from None
-        reason = (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or "the key asks for a password"
+        reason = (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or "cut off, or a password"
         what = f"{settings.cert} and {settings.key} cannot be used ({reason})"
         raise _bad_tls("cert", what, "Both have to be whole and in PEM, the key without a password") from None
     return context

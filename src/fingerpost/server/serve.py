@@ -104,6 +104,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number, action in actions.items():
             loop.add_signal_handler(number, action)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, actions)
         try:
             yield
         finally:

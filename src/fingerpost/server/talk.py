@@ -12,12 +12,19 @@ import msgspec
 
 from fingerpost.server.files import Looks
 
+EVERY = 1.0
+"""Seconds between two reports of a worker, which show that it lives and are what is left of its metrics should it be killed."""
+
 
 class Begin(msgspec.Struct):
-    """What a worker is told first, on its standard input: what to serve, and the sockets that it has inherited."""
+    """What a worker is told first, on its standard input: what to serve, and the sockets that it has inherited.
+
+    `fixed` are the keys of the server that a reload cannot change, as all serve them, whatever `text` says.
+    """
 
     path: str
     instead: dict[str, Any]
+    fixed: dict[str, Any]
     text: str
     looks: Looks
     number: int
@@ -38,7 +45,7 @@ class Took(msgspec.Struct, tag=True):
 
 
 class Counted(msgspec.Struct, tag=True):
-    """From a worker: its metrics, now and then by itself, or because `Count` asked."""
+    """From a worker: its metrics, by itself as often as `EVERY` says, or because `Count` asked."""
 
     metrics: str
     asked: int = 0
@@ -108,6 +115,16 @@ class Line:
             async for line in self._reader:
                 if line.endswith(b"\n"):  # else it was cut off as its speaker died
                     yield _decode(line)
+
+    async def sent(self) -> None:
+        """Waits while the other end has yet to take too much of what was said."""
+        with suppress(ConnectionError):
+            await self._writer.drain()
+
+    def hear_out(self) -> None:
+        """Lets the iterator end after what was said until now: a child of a process that has ended may hold its end open."""
+        with suppress(OSError):
+            self._writer.get_extra_info("socket").shutdown(socket.SHUT_RD)
 
     async def close(self) -> None:
         """Hangs up when all is said."""

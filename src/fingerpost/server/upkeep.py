@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fingerpost.assemble import World, conceal_options
+from fingerpost.config.shape import Config, ServerConfig
 from fingerpost.errors import FingerpostError
 from fingerpost.server.auth import check_exposure
 from fingerpost.server.files import Certificate, Looks, Watch
@@ -115,8 +116,7 @@ class Upkeep:
         try:
             read = await asyncio.to_thread(rebuild, old)
             # Who may come in is judged by the socket that is open, not by the one that the file speaks of now.
-            server = read.config.server.model_copy(update={key: getattr(old.config.server, key) for key in FIXED})
-            new = replace(read, config=read.config.model_copy(update={"server": server}))
+            new = replace(read, config=keep_fixed(read.config, old.config.server))
             try:
                 check_exposure(new.config)
                 await _prepare(new)
@@ -155,6 +155,12 @@ class Upkeep:
             await world.gateway.aclose(keep=used)
             if world.ledger not in [one.ledger for one in (self.world, *self._retiring)]:
                 await world.ledger.aclose()
+
+
+def keep_fixed(config: Config, server: ServerConfig) -> Config:
+    """A configuration whose keys that a reload cannot change are those of `server`."""
+    kept = {key: getattr(server, key) for key in FIXED}
+    return config.model_copy(update={"server": config.server.model_copy(update=kept)})
 
 
 async def _prepare(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import os
 import signal
 import socket
 import sys
@@ -17,16 +18,14 @@ import msgspec
 import uvicorn
 
 from fingerpost.assemble import build_world
+from fingerpost.config.shape import ServerConfig
 from fingerpost.errors import FingerpostError
 from fingerpost.observers.lines import WholeLines
 from fingerpost.observers.log import JsonLog
 from fingerpost.server.files import ConfigFile
 from fingerpost.server.serve import Server, build_server, settle
-from fingerpost.server.talk import Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
-from fingerpost.server.upkeep import Upkeep
-
-EVERY = 1.0
-"""Seconds between two reports of its metrics to the parent, which are what is left of them should this process be killed."""
+from fingerpost.server.talk import EVERY, Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
+from fingerpost.server.upkeep import Upkeep, keep_fixed
 
 PATIENCE = 5.0
 """Seconds that the parent has to add up the metrics of all."""
@@ -93,7 +92,7 @@ class Worker(Server):
                 case Count(asked):
                     self._line.say(Counted(upkeep.world.report().decode(), asked))
                 case Sum(metrics, asked):
-                    if (waiting := self._sums.pop(asked, None)) is not None:
+                    if (waiting := self._sums.pop(asked, None)) is not None and not waiting.done():
                         waiting.set_result(metrics)
         self.handle_exit(signal.SIGTERM, None)
 
@@ -112,13 +111,10 @@ class Worker(Server):
         self._may_begin.set()
 
     async def _report(self, upkeep: Upkeep) -> None:
-        told = b""
         while True:
             await asyncio.sleep(EVERY)
-            now = upkeep.world.report()
-            if now != told:
-                self._line.say(Counted(now.decode()))
-                told = now
+            self._line.say(Counted(upkeep.world.report().decode()))
+            await self._line.sent()
 
     async def _summed(self, metrics: bytes) -> bytes:
         """The metrics of all workers, given those of this one."""
@@ -136,20 +132,28 @@ class Worker(Server):
 
 
 def main() -> int:
-    """Serves as what comes in on standard input says; 0, 1 when it could not start, 2 when the configuration is wrong."""
+    """Serves as what comes in on standard input says, and ends the process; returns 2 where the configuration is wrong.
+
+    The process's exit code is 0, or 1 when it could not start.
+    """
     begin = msgspec.json.decode(sys.stdin.buffer.read(), type=Begin)
+    for one in (begin.line, *begin.admin, *itertools.chain.from_iterable(begin.main)):
+        os.set_inheritable(one, False)  # a program that a plugin starts would hold the port when the server is gone
     file = ConfigFile(Path(begin.path), begin.instead, begin.text, begin.looks)
     try:
         output = io.TextIOWrapper(io.BufferedWriter(WholeLines(sys.stdout.fileno()), 1_000_000), encoding="utf-8")
-        world = build_world(file.parse(begin.text).config, [JsonLog(output)])
+        config = keep_fixed(file.parse(begin.text).config, ServerConfig.model_validate(begin.fixed))
+        world = build_world(config, [JsonLog(output)])
         upkeep = Upkeep(world, file.path, file.rebuild, seen=begin.looks)
         server = build_server(world, upkeep, Worker)
     except FingerpostError as error:
         print(error.message, file=sys.stderr)
         return 2
+    code = 0
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         try:
             runner.run(server.work(begin, upkeep, file))
         except SystemExit:  # uvicorn's word for a failed start; it has logged the cause
-            return 1
-    return 0
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)  # all is done: a thread of a reload, or of a plugin that blocks, would only hold up the end

@@ -14,7 +14,11 @@ reaches. A worker whose parent is gone stops. Metrics meet here: the worker that
 the others and adds up. What a dead worker has counted stays in the sums, so that a counter never goes down.
 
 A worker that dies is replaced, with the configuration that the others serve (`Took`), whatever the file says by then: at once,
-then after longer and longer pauses. One that dies young too many times in a row ends the whole.
+then after longer and longer pauses. One that dies young too many times in a row ends the whole. One that cannot start, such as
+while the certificate is being replaced, is tried again for as long as others serve.
+
+Workers report every second (`Counted`). For one that is silent the others take new connections until it speaks again; one that
+stays silent hangs, and is killed. Nobody is hurried at the start, while a model loads and nobody waits for its connections.
 """
 
 from __future__ import annotations
@@ -29,7 +33,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import msgspec
 
@@ -38,13 +41,22 @@ from fingerpost.observers.totals import lasting, total
 from fingerpost.server.auth import check_exposure, find_unshared
 from fingerpost.server.files import ConfigFile, build_tls, tell
 from fingerpost.server.serve import could_not_start, say
-from fingerpost.server.talk import Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
+from fingerpost.server.sockets import Sockets, bind, refuse_taken
+from fingerpost.server.talk import EVERY, Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
+from fingerpost.server.upkeep import FIXED
 
 YOUNG = 10.0
 """Seconds: a worker that dies sooner after it was ready has died young."""
 
 PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""Seconds before a worker that has died young so many times in a row is replaced; after the last of them nobody tries again."""
+"""Seconds before a worker that has died young, or could not start, so many times in a row is replaced."""
+
+LATE = 3
+"""Reports that a worker owes when others take its new connections, until its next one."""
+
+HUNG = 30
+"""Reports that a worker owes when it is killed. Reloads and large bodies hold an event loop up for much less, even on a machine
+that is short of processors; a wrong guess breaks requests, a late one only keeps those waiting that the worker has."""
 
 PATIENCE = 2.0
 """Seconds that a worker has to say its metrics; those that it said last, a second ago or so, count where it is late."""
@@ -54,13 +66,13 @@ FINISHED = (0, -signal.SIGINT, -signal.SIGTERM)
 
 BACKLOG = 2048
 
-SPREADS = sys.platform == "linux"
-"""Whether the system spreads connections over all sockets that listen on one port."""
-
-Sockets = Sequence[socket.socket]
-"""A socket for each address of a host."""
-
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fingerpost.server.worker import main; sys.exit(main())"
+_START = """
+import json, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+sys.path[:] = json.loads(sys.argv[1])
+from fingerpost.server.worker import main
+sys.exit(main())
+"""
 
 
 def serve_together(file: ConfigFile, config: Config) -> int:
@@ -88,44 +100,18 @@ def serve_together(file: ConfigFile, config: Config) -> int:
         return asyncio.run(Workers(file, config, bound[0], bound[1][0] if len(bound) > 1 else ()).run())
 
 
-def bind(opened: ExitStack, host: str, port: int, copies: int = 1) -> list[Sockets]:
-    """So many times a socket for every address of a host, all on one port; none of them listens yet."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    bound: list[list[socket.socket]] = [[] for _ in range(copies)]
-    for family, kind, protocol, _, address in dict.fromkeys(found):
-        if port:
-            refuse_taken(family, (address[0], port, *address[2:]))
-        for copy in bound:
-            if copy is not bound[0] and not SPREADS:
-                copy.append(bound[0][-1])
-                continue
-            copy.append(opened.enter_context(socket.socket(family, kind, protocol)))
-            copy[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if SPREADS:
-                copy[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                copy[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            copy[-1].bind((address[0], port, *address[2:]))
-            port = copy[-1].getsockname()[1]
-    return list(bound)
-
-
-def refuse_taken(family: int, address: tuple[Any, ...]) -> None:
-    """Raises OSError where somebody listens already: SO_REUSEPORT would let two servers of one user share a port unasked."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        probe.bind(address)
-
-
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a worker ended, with the exit code that subprocess gives; `young` where that speaks against starting another."""
+    """How a worker ended, with the exit code that subprocess gives, and how many seconds it was ready; None: never."""
 
     how: str
     code: int
-    young: bool
+    lived: float | None = None
+
+    @property
+    def young(self) -> bool:
+        """Whether that speaks against starting another; 0 is the code of one that somebody told to stop."""
+        return self.lived is not None and self.lived < YOUNG and self.code != 0
 
 
 class _Worker:
@@ -136,8 +122,14 @@ class _Worker:
         self.line = line
         self.ready_at: float | None = None
         self.leaving = False
+        self.silent = 0
         self.metrics = ""
         self.asked: dict[int, asyncio.Future[None]] = {}
+
+    @property
+    def there(self) -> bool:
+        """Whether it takes connections, as far as is known."""
+        return self.ready_at is not None and not self.leaving and self.silent < LATE
 
     def signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
@@ -145,7 +137,10 @@ class _Worker:
 
 
 class Workers:
-    """Keeps `server.workers` workers running behind bound sockets; after so many `pauses` in a row it gives up."""
+    """Keeps `server.workers` workers running behind bound sockets.
+
+    One that dies young once more than there are `pauses` ends all; one that is silent for `hung` reports is killed.
+    """
 
     def __init__(
         self,
@@ -155,16 +150,18 @@ class Workers:
         admin: Sockets = (),
         pauses: Sequence[float] = PAUSES,
         patience: float = PATIENCE,
+        hung: int = HUNG,
     ) -> None:
         self._file = file
         self._config = config
         self._pauses = pauses
         self._patience = patience
+        self._hung = hung
         self._main = main
         self._admin = admin
         self._running: dict[int, _Worker] = {}
         self._first, self._stopping = asyncio.Event(), asyncio.Event()
-        self._open = False
+        self._open = self._reload_due = False
         self._code = 0
         self._gone = ""
         self._replaced = self._asked = 0
@@ -179,7 +176,7 @@ class Workers:
 
     async def _keep(self, number: int, group: asyncio.TaskGroup) -> None:
         """Keeps one worker running. The first of all starts alone: what is wrong at the start is told once."""
-        young = 0
+        died = failed = 0
         if number > 1:
             await self._first.wait()
         while not self._stopping.is_set():
@@ -187,14 +184,21 @@ class Workers:
             if self._stopping.is_set():
                 self._code = self._code or (0 if end.code in FINISHED else 1)
                 return
-            young = young + 1 if end.young else 0
             if not self._open:
                 return self._give_up(f"worker {number} could not start ({end.how})", end.code)
-            if young > len(self._pauses):
-                return self._give_up(f"worker {number} died {young} times in a row soon after its start (last: {end.how})", 1)
-            pause = self._pauses[max(young - 1, 0)]
-            print(f"worker {number} ended ({end.how}); it is replaced{f' in {pause:g} s' if pause else ''}", file=sys.stderr)
-            self._replaced += 1
+            if end.lived is None:
+                failed += 1
+                told = f"worker {number} could not start ({end.how}); it is tried again"
+                if failed > len(self._pauses) and not any(one.ready_at is not None for one in self._running.values()):
+                    return self._give_up(f"worker {number} could not start ({end.how}), and no other one serves", 1)
+            else:
+                died, failed = died + 1 if end.young else 0, 0
+                told = f"worker {number} ended ({end.how}); it is replaced"
+                if died > len(self._pauses):
+                    why = f"worker {number} died {died} times in a row soon after its start (last: {end.how})"
+                    return self._give_up(why, 1)
+            pause = self._pauses[min(max(died + failed - 1, 0), len(self._pauses) - 1)]
+            print(f"{told}{f' in {pause:g} s' if pause else ''}", file=sys.stderr)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
@@ -203,16 +207,18 @@ class Workers:
         try:
             worker = await self._start(number)
         except OSError as error:  # no memory, or no room for another process or file
-            return _End(str(error.strerror or error), 1, young=True)
-        await self._listen(worker, group)
+            return _End(str(error.strerror or error), 1)
+        hearing = group.create_task(self._listen(worker, group))
+        watching = group.create_task(self._watch(number, worker))
         code = await worker.process.wait()
+        watching.cancel()
+        worker.line.hear_out()
+        await hearing
         del self._running[number]
         self._spread()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if worker.ready_at is None:
-            return _End(how, code, young=True)
-        lived = asyncio.get_running_loop().time() - worker.ready_at
-        return _End(how, code, young=lived < YOUNG and code != 0)  # 0: somebody told that one to stop
+        now = asyncio.get_running_loop().time()
+        return _End(how, code, None if worker.ready_at is None else now - worker.ready_at)
 
     async def _start(self, number: int) -> _Worker:
         ours, theirs = socket.socketpair()
@@ -228,27 +234,47 @@ class Workers:
             )  # fmt: skip
         worker = self._running[number] = _Worker(process, await Line.over(ours))
         text, looks = self._file.text or "", self._file.looks
-        begin = Begin(str(self._file.path), dict(self._file.instead), text, looks, number, line, main, admin)
+        fixed = self._config.server.model_dump(include=set(FIXED))
+        begin = Begin(str(self._file.path), dict(self._file.instead), fixed, text, looks, number, line, main, admin)
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(begin))
         process.stdin.close()
+        if self._reload_due:
+            worker.line.say(Reload())
         if self._stopping.is_set():
             worker.signal(signal.SIGTERM)
         return worker
 
+    async def _watch(self, number: int, worker: _Worker) -> None:
+        """Has the others serve for a worker that is silent, and kills one that stays so.
+
+        Reports that are due are counted, not the time: while all processes stand still, as on a suspended machine, none is.
+        """
+        while worker.silent < self._hung or not (worker.ready_at is not None or self._stopping.is_set()):
+            await asyncio.sleep(EVERY)
+            worker.silent += 1
+            if worker.silent == LATE:
+                self._spread()
+        worker.signal(signal.SIGKILL)  # one that hangs knows no other signal
+        print(f"worker {number} hangs: it has said nothing for {worker.silent * EVERY:g} s; it is killed", file=sys.stderr)
+
     async def _listen(self, worker: _Worker, group: asyncio.TaskGroup) -> None:
         """Takes what a worker says, until it has ended."""
         async for said in worker.line:
+            late, worker.silent = worker.silent >= LATE, 0
+            if late:
+                self._spread()
             match said:
                 case Ready():
                     worker.ready_at = asyncio.get_running_loop().time()
+                    self._replaced += self._open
                     self._first.set()
                     self._spread()
                 case Leaving():
                     worker.leaving = True
                     self._spread()
                 case Took(text, looks):
-                    self._file.text, self._file.looks = text, looks
+                    self._file.text, self._file.looks, self._reload_due = text, looks, False
                 case Counted(metrics, asked):
                     worker.metrics = metrics
                     if (waiting := worker.asked.pop(asked, None)) is not None and not waiting.done():
@@ -262,12 +288,15 @@ class Workers:
         if worker.metrics:
             self._gone, worker.metrics = total([self._gone, lasting(worker.metrics)]), ""
 
+    def _there(self) -> dict[int, _Worker]:
+        return {number: one for number, one in self._running.items() if one.there}
+
     def _spread(self) -> None:
         """Tells each worker which sockets to take connections from: its own, and those of workers that are not there.
 
         At the start all have to be there first.
         """
-        there = {number: one for number, one in self._running.items() if one.ready_at is not None and not one.leaving}
+        there = self._there()
         if self._stopping.is_set() or not (self._open or len(there) == self._config.server.workers):
             return
         if not self._open:
@@ -302,9 +331,9 @@ class Workers:
             await asyncio.wait(waiting, timeout=self._patience)
         for one in others:
             one.asked.pop(asked, None)
-        running = len([one for one in self._running.values() if one.ready_at is not None])
         own = (
-            f"# HELP fingerpost_workers Workers that serve.\n# TYPE fingerpost_workers gauge\nfingerpost_workers {running}\n"
+            "# HELP fingerpost_workers Workers that serve.\n# TYPE fingerpost_workers gauge\n"
+            f"fingerpost_workers {len(self._there())}\n"
             "# HELP fingerpost_worker_replacements_total Workers that took the place of one that had ended.\n"
             "# TYPE fingerpost_worker_replacements_total counter\n"
             f"fingerpost_worker_replacements_total {self._replaced}\n"
@@ -326,6 +355,7 @@ class Workers:
             worker.signal(number if worker.ready_at is not None else signal.SIGTERM)
 
     def _reload(self) -> None:
+        self._reload_due = True  # for workers that begin before another one has said what it took
         for worker in self._running.values():
             worker.line.say(Reload())
 
@@ -338,6 +368,7 @@ class Workers:
         actions[signal.SIGHUP] = self._reload
         for number, action in actions.items():
             loop.add_signal_handler(number, action)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, actions)
         try:
             yield
         finally:

@@ -206,7 +206,7 @@ def _fit(
     wanted = np.zeros((rows, routes), np.float32)
     wanted[np.arange(rows), targets] = 1
     shrink = np.float32(pull / routes)
-    rate = np.float32(1 / (0.25 * _stretch(inputs * np.sqrt(share)) + 0.25 + shrink)) if rows else np.float32(1)
+    rate = np.float32(1 / (0.25 * _steepness(inputs * np.sqrt(share)) + 0.25 + shrink))
     # A route without examples keeps what its description says.
     free = (counts > 0).astype(np.float32)[:, None]
     weights, bias = np.zeros((routes, inputs.shape[1]), np.float32), np.zeros(routes, np.float32)
@@ -222,10 +222,11 @@ def _fit(
     return weights, bias
 
 
-def _stretch(matrix: Array) -> float:
-    """The square of the spectral norm; an SVD of many rows would take longer than the fit."""
-    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
-    return float(np.linalg.eigvalsh(gram)[-1])
+def _steepness(rows: Array) -> float:
+    """The square of the spectral norm."""
+    # From the smaller Gram matrix: NumPy's norm decomposes all rows, holding the interpreter for seconds where they are many.
+    short = rows if len(rows) < rows.shape[1] else rows.T
+    return float(np.linalg.eigvalsh(short @ short.T)[-1]) if short.size else 0.0
 
 
 def _halves(targets: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
