@@ -7,6 +7,7 @@ from typing import get_args
 
 from fingerpost.chat import Role
 from fingerpost.classifiers.embedded.encoder import Encoder
+from fingerpost.classifiers.embedded.letters import letters
 from fingerpost.classifiers.embedded.spelling import cleaner
 from fingerpost.classifiers.embedded.text import LATEST_TOKENS, Turn, facets, lay_out, lay_out_route, route_text
 
@@ -56,7 +57,8 @@ def check(data: bytes) -> None:
     laid = lay_out(turns, _encoder.tokenize, _clean)
     assert len(laid.ids) == len(laid.segments) <= 2 * LATEST_TOKENS + 12
     assert isinstance(_clean(text), str)
-    for part in (route_text(text[:40], text), *facets(text[:40], text)):
+    assert abs(float((letters([text]) ** 2).sum()) - 1) < 1e-4 or not letters([text]).any()
+    for part in (route_text(text[:40], text), *(route_text(text[:40], thing) for thing in facets(text))):
         assert len(lay_out_route(part, _encoder.tokenize).ids) <= 64
     if text.count(TIMES) == 2:
         _check_time(*text.split(TIMES))
@@ -68,7 +70,7 @@ def _check_time(beginning: str, unit: str, end: str) -> None:
     for _ in range(3):
         start = time.thread_time()
         lay_out([turn], _encoder.tokenize, _clean)
-        facets("name", turn.text)
+        facets(turn.text)
         fastest = min(fastest, time.thread_time() - start)
         if fastest < SLOWEST:
             return
