@@ -70,6 +70,13 @@ async def endless(exchange: Exchange) -> None:
         await exchange.stream(bytes(65_536))
 
 
+async def late(upstream: Http2Upstream) -> bytes:
+    """Asks, and reads the answer only after a while."""
+    reply = await send(upstream)
+    await asyncio.sleep(0.1)
+    return await reply.read(1 << 30)
+
+
 def streams(upstream: Http2Upstream) -> int:
     """Streams that the client still knows of, on all its connections."""
     return sum(len(connection._streams) for pool in upstream._pools.values() for connection in pool.connections)
@@ -130,18 +137,18 @@ async def test_bodies_of_any_size_arrive_whole(size: int) -> None:
     assert [bytes(exchange.body) for exchange in one.seen] == [content, content]
 
 
-async def test_bodies_wait_for_their_windows_one_beside_the_other() -> None:
-    async with http2_backend(silent, silent, ok, credits=False) as one, upstream_to(one.url) as upstream:
-        waiting = [asyncio.ensure_future(ask(upstream, bytes(LARGE))) for _ in range(2)]
-        await happens(lambda: sum(len(exchange.body) for exchange in one.seen) == 65_535)
-        assert min(len(exchange.body) for exchange in one.seen) > 0
-        one.peers[0].h2.increment_flow_control_window(1000)
-        one.peers[0].flush()
-        assert await ask(upstream, b"x" * 1000) == b"ok"  # each of those before it has used up a window, but its own is full
-        for call in waiting:
-            call.cancel()
-        assert await asyncio.gather(*waiting, return_exceptions=True)
-        await happens(lambda: [exchange.reset for exchange in one.seen[:2]] == [ErrorCodes.CANCEL] * 2)
+async def test_bodies_wait_for_their_windows_and_a_short_one_passes_them() -> None:
+    async with http2_backend(silent, silent, ok, credits=False, initial_window_size=30_000) as one:  # noqa: SIM117
+        async with upstream_to(one.url) as upstream:
+            waiting = [asyncio.ensure_future(ask(upstream, bytes(LARGE))) for _ in range(2)]
+            await happens(lambda: [len(exchange.body) for exchange in one.seen] == [30_000, 30_000])
+            assert await ask(upstream, b"x" * 1000) == b"ok"
+            for call in waiting:
+                call.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await happens(lambda: [exchange.reset for exchange in one.seen[:2]] == [ErrorCodes.CANCEL] * 2)
+            assert await ask(upstream, b"x" * 1000) == b"ok"
+            assert len(one.peers) == 1
 
 
 async def test_a_large_body_leaves_the_loop_free_for_others() -> None:
@@ -615,9 +622,7 @@ async def test_what_is_no_valid_reply_is_an_error(answer: list[bytes]) -> None:
 
     async with http2_backend(script, ok) as one, upstream_to(one.url) as upstream:
         with pytest.raises(UpstreamError) as raised:
-            reply = await send(upstream)
-            await asyncio.sleep(0.1)
-            await reply.read(1 << 30)
+            await late(upstream)
         assert failure(raised.value) == INVALID
         assert await ask(upstream) == b"ok"
         await happens(lambda: one.peers[0].closed or one.seen[0].reset == ErrorCodes.CANCEL)

@@ -93,6 +93,8 @@ class Connection(asyncio.Protocol):
         self._retired = False
         self._used = False
         self._owed = 0
+        self._begun = b""
+        self._inside = 0
 
     @property
     def room(self) -> bool:
@@ -168,6 +170,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard += 1
+        if not self._fits(data):
+            return self.fail(openai.not_http)
         try:
             events = self._h2.receive_data(data)
         except H2Error:
@@ -195,6 +199,17 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._blocked = False
         self._send_more()
+
+    def _fits(self, data: bytes) -> bool:
+        """Whether no frame is longer than we allow. h2 looks when it has all of it, and would wait for one of 16 MB."""
+        data, place = self._begun + data, self._inside
+        while place + 9 <= len(data):
+            length = int.from_bytes(data[place : place + 3], "big")
+            if length > self._h2.max_inbound_frame_size:
+                return False
+            place += 9 + length
+        self._begun, self._inside = data[place:], max(0, place - len(data))
+        return True
 
     def _take(self, event: Event) -> None:
         """Acts on what h2 read."""
