@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -643,6 +644,9 @@ async def test_too_many_fields_are_an_error_of_that_call_alone() -> None:
 async def test_a_backend_that_asks_and_asks_and_does_not_read_is_cut() -> None:
     async def ping(exchange: Exchange) -> None:
         exchange.peer.transport.pause_reading()
+        exchange.peer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        (pool,) = upstream._pools.values()
+        pool.connections[0].transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         while not exchange.peer.closed:
             exchange.peer.say(frame(6, 0, 0, bytes(8)) * 10_000)
             await asyncio.sleep(0.001)
