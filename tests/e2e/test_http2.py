@@ -174,6 +174,21 @@ async def test_goodbyes_after_every_few_requests_fail_none(front: Front, request
     assert len({connection for _, connection in front.wire()}) >= 60 / requests
 
 
+async def test_a_reply_that_breaks_behind_the_server_is_no_complete_reply(front: Front, fake: FakeBackend) -> None:
+    fake.script(FakeReply(WORDS, pause=0.02, cut_after=3))
+    upstream = front.upstream()
+    reply = await send(upstream, STREAM)
+    with pytest.raises(UpstreamError, match="the connection broke"):
+        await reply.read(1 << 20)
+    assert await ask(upstream) == WORDS
+    await asyncio.to_thread(fake.stop)
+    reply = await send(upstream)
+    await reply.close()
+    await upstream.aclose()
+    assert reply.status == 502
+    assert len({connection for _, connection in front.wire()}) == 1
+
+
 async def test_a_server_that_goes_away_breaks_replies_and_then_refuses(front: Front, fake: FakeBackend) -> None:
     fake.default = FakeReply(WORDS, pause=0.2)
     upstream = front.upstream()

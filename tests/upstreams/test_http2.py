@@ -214,6 +214,18 @@ async def test_chunks_come_as_they_arrive_and_what_came_together_comes_in_one_pi
         assert (b"one two three").endswith(await reply.read(100))
 
 
+async def test_frames_may_arrive_cut_anywhere() -> None:
+    async def drip(exchange: Exchange) -> None:
+        frames = frame(1, 4, 1, STATUS + header(b"a", b"b")) + frame(0, 0, 1, b"one ") + frame(0, 1, 1, b"two")
+        for place in range(len(frames)):
+            exchange.peer.say(frames[place : place + 1])
+            await asyncio.sleep(0.002)
+
+    async with http2_backend(drip) as one, upstream_to(one.url) as upstream:
+        reply = await send(upstream)
+        assert (reply.headers, await reply.read(100)) == (((b"a", b"b"),), b"one two")
+
+
 async def test_an_answer_before_the_request_is_over_is_delivered_and_the_rest_is_not_sent() -> None:
     async def early(exchange: Exchange) -> None:
         exchange.head(status=b"413")
