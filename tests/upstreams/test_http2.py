@@ -166,6 +166,23 @@ async def test_a_large_body_leaves_the_loop_free_for_others() -> None:
         assert len(one.peers) == 1
 
 
+async def test_a_body_waits_for_a_backend_that_does_not_read_and_little_of_it_is_copied() -> None:
+    content = random.Random(3).randbytes(30_000_000)
+    async with http2_backend(ok, initial_window_size=2**31 - 1) as one, upstream_to(one.url) as upstream:
+        assert await ask(upstream) == b"ok"
+        (peer,), (pool,) = one.peers, upstream._pools.values()
+        peer.h2.increment_flow_control_window(2**30)
+        peer.flush()
+        await asyncio.sleep(0.01)
+        peer.transport.pause_reading()
+        waiting = asyncio.ensure_future(ask(upstream, content))
+        await happens(lambda: pool.connections[0]._blocked)
+        assert 0 < pool.connections[0].transport.get_write_buffer_size() < 300_000
+        peer.transport.resume_reading()
+        assert await waiting == b"ok"
+        assert bytes(one.seen[1].body) == content
+
+
 # What comes back
 
 
