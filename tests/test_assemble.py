@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,35 @@ def no_proxy_variables(monkeypatch):
 def test_requests_are_carried_by_our_own_client_unless_it_is_to_be_the_librarys(no_proxy_variables):
     assert transports() == transports(transport="own") == ("Http1Upstream", None)
     assert transports(transport="library") == ("LibraryUpstream", None)
+
+
+def test_http2_is_spoken_where_a_backend_says_so_and_no_proxy_changes_that(no_proxy_variables, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    assert transports(transport="http2") == ("Http2Upstream", None)
+    assert transports(transport="http2", url="https://api.example/v1") == ("Http2Upstream", None)
+
+
+def test_without_h2_the_error_says_what_to_install():
+    """In an interpreter of its own, which finds no h2."""
+    build = (
+        "import sys; sys.modules['h2'] = None\n"
+        "from fingerpost.assemble import build_world\n"
+        "from fingerpost.config.shape import Config\n"
+        "from fingerpost.errors import ConfigError\n"
+        "backend = {'name': 'small', 'model': 'm', 'url': 'http://localhost/v1', 'transport': sys.argv[1]}\n"
+        "routes = [{'name': 'other', 'backends': ['small']}]\n"
+        "classifier = {'use': 'fixed', 'route': 'other'}\n"
+        "try:\n"
+        "    build_world(Config.model_validate({'backends': [backend], 'routes': routes, 'classifier': classifier}), [])\n"
+        "except ConfigError as error:\n"
+        "    print(*error.problems)\n"
+    )
+    said = {
+        transport: subprocess.run([sys.executable, "-c", build, transport], capture_output=True, text=True, check=True).stdout
+        for transport in ("http2", "own")
+    }
+    problem = "backends[].transport: small: http2 needs the package h2. pip install 'fingerpost[http2]'\n"
+    assert said == {"http2": problem, "own": ""}
 
 
 def test_behind_a_proxy_the_library_carries(no_proxy_variables, monkeypatch):

@@ -262,6 +262,14 @@ def _upstream(backend: Backend, transport: str) -> Upstream:
         from fingerpost.upstreams.library import LibraryUpstream
 
         return LibraryUpstream(backend, proxy=proxy)
+    if transport == "http2":
+        try:
+            from fingerpost.upstreams.http2 import Http2Upstream
+        except ImportError:
+            what = f"{backend.name}: http2 needs the package h2"
+            raise ConfigError([Problem("backends[].transport", what, "pip install 'fingerpost[http2]'")]) from None
+
+        return Http2Upstream(backend)
     from fingerpost.upstreams.http1 import Http1Upstream
 
     return Http1Upstream(backend)

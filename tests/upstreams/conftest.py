@@ -20,8 +20,8 @@ LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Callable[[], object]]:
-    """Our own client runs on uvloop in the server and on asyncio in a library: its tests run on both."""
-    return LOOPS if item.path.name == "test_http1.py" else {"asyncio": LOOPS["asyncio"]}
+    """Our own clients run on uvloop in the server and on asyncio in a library: their tests run on both."""
+    return LOOPS if item.path.name in ("test_http1.py", "test_http2.py") else {"asyncio": LOOPS["asyncio"]}
 
 
 class Peer:

@@ -60,9 +60,10 @@ class BackendConfig(Section):
     auth: Literal["bearer", "api-key"] = Field("bearer", description="How the key is sent; Azure OpenAI wants api-key.")
     api_version: str | None = Field(None, description="Azure OpenAI's api-version query parameter.")
     ca: str | None = Field(None, description="A PEM file with the authorities that vouch for its https certificate.")
-    transport: Literal["auto", "own", "library"] = Field(
+    transport: Literal["auto", "own", "library", "http2"] = Field(
         "auto",
-        description="The HTTP client: own, library (aiohttp), or auto: library where a proxy variable applies, else own.",
+        description="The HTTP client: own (HTTP/1.1), http2, library (aiohttp), or auto: library where a proxy variable "
+        "applies, else own.",
     )
     headers: dict[str, str] = Field({}, repr=False, description="More headers to send to this backend.")
     accepts: list[Feature] = Field(

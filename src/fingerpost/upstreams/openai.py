@@ -68,14 +68,14 @@ def own_headers(backend: Backend) -> Mapping[str, str]:
     return headers
 
 
-def tls_context(ca: str | None) -> ssl.SSLContext:
-    """How servers prove who they are: by the system's authorities, or by those in a PEM file.
+def tls_context(ca: str | None, protocol: str = "http/1.1") -> ssl.SSLContext:
+    """How servers prove who they are: by the system's authorities, or by those in a PEM file; what is spoken with them.
 
     Raises:
         OSError: the file cannot be read, or holds no certificate.
     """
     context = ssl.create_default_context(cafile=ca)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     return context
 
 
@@ -108,5 +108,15 @@ def broken(name: str) -> UpstreamError:
 
 
 def not_http(name: str) -> UpstreamError:
-    """What came was no HTTP/1.1 reply, or one beyond all bounds."""
+    """What came was no HTTP reply, or one beyond all bounds."""
     return UpstreamError(f"{name}: spoke no valid HTTP")
+
+
+def no_http2(name: str) -> UpstreamError:
+    """The TLS server does not choose HTTP/2 (ALPN)."""
+    return UpstreamError(f"{name}: does not offer HTTP/2")
+
+
+def refused(name: str) -> UpstreamError:
+    """The backend says that it did nothing about the request."""
+    return UpstreamError(f"{name}: refused the request")

@@ -14,7 +14,7 @@ MAX_HEAD = 65_536
 MAX_FIELDS = 256
 """Header fields in one reply."""
 
-_FRAMING = frozenset({
+FRAMING = frozenset({
     b"host", b"connection", b"content-length", b"expect", b"keep-alive", b"proxy-connection", b"te", b"trailer",
     b"transfer-encoding", b"upgrade",
 })  # fmt: skip
@@ -32,9 +32,9 @@ class RequestWriter:
         self._backend, self._address = backend, address
         own = {name.encode("latin-1"): value.encode() for name, value in own_headers(backend).items()}
         host = own.pop(b"host", address.authority.encode())
-        kept = [(name, value) for name, value in own.items() if name not in _FRAMING]
+        kept = [(name, value) for name, value in own.items() if name not in FRAMING]
         self._fixed = b" HTTP/1.1\r\n" + fields([(b"host", host), *kept])
-        self._stopped = _FRAMING | own.keys()
+        self._stopped = FRAMING | own.keys()
         self._lines: dict[tuple[str, str], bytes] = {}
 
     def head(self, path: str, headers: Headers, length: int, method: str = "POST") -> bytes:

@@ -1,0 +1,153 @@
+"""One stream of an HTTP/2 connection: a request that goes out and its reply, with windows and a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from fingerpost.errors import UpstreamError
+from fingerpost.routes import Timeouts
+from fingerpost.upstreams import Headers, Reply, openai
+from fingerpost.upstreams.connection import HIGH_WATER
+from fingerpost.upstreams.wire import MAX_FIELDS, MAX_HEAD
+
+STREAM_WINDOW = HIGH_WATER
+"""Bytes of one reply that may wait for a slow client before the backend is made to wait too."""
+
+
+class Carrier(Protocol):
+    """The connection that a stream is part of; `heard` counts what it has read."""
+
+    loop: asyncio.AbstractEventLoop
+    limits: Timeouts
+    heard: int
+
+    def credit(self, stream: Stream, size: int) -> None:
+        """Lets the backend send so many more bytes of a reply."""
+
+    def drop(self, stream: Stream, error: Callable[[str], UpstreamError]) -> None:
+        """Ends a reply before its time, which stops the model."""
+
+    def expired(self, stream: Stream) -> None:
+        """Ends a reply that takes too long."""
+
+
+class Stream:
+    """One request and its reply; as an iterator, the reply's body: whatever came since the last look, in one piece.
+
+    Its timer is not moved with every frame, only the time that it looks at when it goes off.
+    """
+
+    def __init__(self, carrier: Carrier, number: int, content: bytes, deadline: float) -> None:
+        self.number = number
+        self.status = 0
+        self.headers: Headers = ()
+        self.unsent = memoryview(content)
+        self.complete = False
+        self.error: UpstreamError | None = None
+        self.heard_before = self.heard = carrier.heard
+        self._carrier = carrier
+        self._loop = carrier.loop
+        self._parts: list[bytes] = []
+        self._room = MAX_HEAD
+        self._held = self._owed = 0
+        self._news: asyncio.Future[None] | None = None
+        self._total = self._deadline = deadline
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self.go_on()
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._parts:
+            if self.error is not None:
+                raise self.error
+            if self.complete:
+                raise StopAsyncIteration
+            await self._wait()
+        chunk = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._taken()
+        return chunk
+
+    async def reply(self) -> Reply:
+        """The reply as soon as its head is there."""
+        while not self.status:
+            if self.error is not None:
+                raise self.error
+            await self._wait()
+        return Reply(self.status, self.headers, self, self.close)
+
+    async def close(self) -> None:
+        """Tells the backend to stop, unless the reply has come to its end."""
+        if not self.complete and self.error is None:
+            self._carrier.drop(self, openai.broken)
+
+    def go_on(self) -> None:
+        """Starts the time between two reads again; there is none while it is we who make the backend wait."""
+        self.heard = self._carrier.heard
+        waiting = self._held >= STREAM_WINDOW // 2
+        self._deadline = self._total if waiting else min(self._loop.time() + self._carrier.limits.read, self._total)
+        if self._timer is None or self._deadline < self._timer_at:
+            self._set_timer()
+
+    def spend(self, headers: Headers) -> bool:
+        """Whether these header fields, with all before them, are within bounds."""
+        self._room -= sum(len(name) + len(value) + 4 for name, value in headers)
+        return self._room >= 0 and len(headers) <= MAX_FIELDS
+
+    def add(self, data: bytes, size: int) -> None:
+        """Takes a piece of the body, which came as `size` bytes with its padding."""
+        if data:
+            self._parts.append(data)
+        self._held += len(data)
+        self._owe(size - len(data))
+        self.go_on()
+        self.tell()
+
+    def end(self, error: UpstreamError | None = None) -> None:
+        """Notes that nothing more comes: the reply is complete, or it ends with an error."""
+        self.error, self.complete = error, error is None
+        self.unsent = memoryview(b"")
+        if self._timer is not None:
+            self._timer.cancel()
+        self.tell()
+
+    def tell(self) -> None:
+        """Wakes who waits for news."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _wait(self) -> asyncio.Future[None]:
+        self._news = self._loop.create_future()
+        return self._news
+
+    def _taken(self) -> None:
+        """Notes that all that had come was taken."""
+        held, self._held = self._held, 0
+        self._owe(held)
+        if held >= STREAM_WINDOW // 2 and not self.complete and self.error is None:
+            self.go_on()
+
+    def _owe(self, size: int) -> None:
+        """Lets the backend send so much more, many bytes at a time."""
+        self._owed += size
+        if self._owed >= STREAM_WINDOW // 2 and not self.complete and self.error is None:
+            self._carrier.credit(self, self._owed)
+            self._owed = 0
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self._loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        """The timer went off: is the time really up, or has it moved on meanwhile?"""
+        if self._loop.time() < self._deadline:
+            self._set_timer()
+        else:
+            self._carrier.expired(self)
