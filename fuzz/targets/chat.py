@@ -8,7 +8,7 @@ from typing import Any
 
 from fingerpost.chat import MEDIA, ChatRequest
 from fingerpost.errors import InvalidRequest
-from fingerpost.splice import check_values
+from fingerpost.hollow import check_values
 
 MODEL = 'the "model"'
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fingerpost.errors import InvalidRequest
+from fingerpost.hollow import hollow
 from fingerpost.once import check_messages, check_object
 from fingerpost.splice import Member, check_utf8, locate, splice
 
@@ -199,7 +200,10 @@ class ChatRequest:
         try:
             if isinstance(source, bytes):
                 check_utf8(source)
-                return _checked(_decode_body(source), source, locate(source))
+                body, bare = _decode_body(source), hollow(source)
+                layout = locate(bare.source)
+                _check_keys(body, bare.source, layout)
+                return _checked(body, source, bare.restored(layout))
             source = _plain(source)
             return _checked(msgspec.convert(source, _Body), source, {})
         except msgspec.ValidationError as error:
@@ -248,8 +252,6 @@ def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str
         raise InvalidRequest(f"messages: more than {MAX_MESSAGES} of them", param="messages")
     if body.metadata and len(body.metadata) > MAX_METADATA:
         raise InvalidRequest(f"metadata: more than {MAX_METADATA} entries", param="metadata")
-    if isinstance(source, bytes):
-        _check_keys(body, source, layout)
     messages = tuple([_message(message, index) for index, message in enumerate(body.messages)])
     offered = (*(body.tools or ()), *(body.functions or ()))
     metadata = {key: _as_text(value) for key, value in body.metadata.items()} if body.metadata else {}

@@ -38,29 +38,6 @@ def check_utf8(source: bytes) -> None:
     decode(b"", True)
 
 
-def check_values(source: bytes, most: int) -> None:
-    """Refuses JSON of more than `most` values, counted as the commas and opening brackets outside of its texts.
-
-    Reading takes a microsecond for each value: a body of millions of them would stop everyone else for seconds. Counting takes
-    one for each kilobyte, three where texts have to be left out, and nothing where a body is too short to hold so many.
-
-    Raises:
-        InvalidRequest: there are more.
-    """
-    if len(source) <= most or _separators(source) <= most:
-        return
-    bare = source.replace(rb"\\", b"__").replace(rb"\"", b"__") if b"\\" in source else source
-    # Each value has one text for its key and one for itself at most.
-    if bare.count(b'"') > 4 * (most + 1) or _separators(b"".join(bare.split(b'"')[::2])) > most:
-        error = InvalidRequest(f"the body has more than {most} values (server.max_values)")
-        error.code = "too_many_values"
-        raise error
-
-
-def _separators(source: bytes) -> int:
-    return source.count(b",") + source.count(b"{") + source.count(b"[")
-
-
 def locate(source: bytes) -> dict[str, Member]:
     """Where each field of a JSON object stands, in their order.
 

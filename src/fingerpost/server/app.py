@@ -16,6 +16,7 @@ from fingerpost import __version__, sfc
 from fingerpost.assemble import World, conceal_options
 from fingerpost.clients import Visit
 from fingerpost.errors import FingerpostError, InvalidRequest, Refused, UnknownModel
+from fingerpost.hollow import check_values
 from fingerpost.policy import usable_names
 from fingerpost.records import Decision
 from fingerpost.routes import AUTO, EVERYTHING
@@ -24,7 +25,6 @@ from fingerpost.server import decision as switchyard
 from fingerpost.server.request import ClientGone, Request
 from fingerpost.server.sending import Headers, decision_headers, fail, limit_headers, pass_on, send_bytes, send_json
 from fingerpost.server.upkeep import Upkeep
-from fingerpost.splice import check_values
 
 Door = Callable[[Request, Visit | None], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
