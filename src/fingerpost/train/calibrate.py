@@ -24,7 +24,7 @@ ALIKE = 0.5
 EASY_ROWS = 400
 EASY_SHARE = 0.88
 EASY_TABLES = 12
-OTHER_WEIGHT, TAUGHT_OTHER_WEIGHT = 0.2, 0.15
+OTHER_WEIGHT, TAUGHT_OTHER_WEIGHT = 0.2, 0.4
 """Tables are written for what is asked, so less is `other` in use than here, and least where the routes have examples."""
 
 
