@@ -9,6 +9,7 @@ from typing import Protocol
 from fingerpost.errors import UpstreamError
 from fingerpost.routes import Timeouts
 from fingerpost.upstreams import Reply, openai
+from fingerpost.upstreams.watch import Watch
 from fingerpost.upstreams.wire import Incoming, NotHttp, ReplyParser
 
 HIGH_WATER = 262_144
@@ -75,7 +76,7 @@ class Body(Incoming):
 class Connection(asyncio.Protocol):
     """One connection: carries one request after the other and tells its owner when it is free.
 
-    A single timer watches over it. It is not moved with every read, only the time that it looks at when it goes off.
+    A single timer watches over it.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -90,9 +91,8 @@ class Connection(asyncio.Protocol):
         self._blocked = False
         self._held = 0
         self._news: asyncio.Future[None] | None = None
-        self._total = self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._total = 0.0
+        self._watch = Watch(owner.loop, lambda: self.fail(openai.answered_late))
 
     async def carry(self, head: bytes, content: bytes, deadline: float) -> Reply:
         """The reply to a request, as soon as its head is there; `deadline` is when all of it must be over.
@@ -184,8 +184,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watch.stop()
         self.fail(openai.broken)
         self._owner.lost(self)
 
@@ -220,19 +219,4 @@ class Connection(asyncio.Protocol):
             self._news.set_result(None)
 
     def _expect_by(self, time: float) -> None:
-        self._deadline = min(time, self._total)
-        if self._timer is None or self._deadline < self._timer_at:
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._look)
-
-    def _look(self) -> None:
-        """The timer went off: is the time really up, or has it moved on meanwhile?"""
-        if self._loop.time() < self._deadline:
-            self._set_timer()
-        else:
-            self.fail(openai.answered_late)
+        self._watch.expect_by(min(time, self._total))

@@ -10,6 +10,7 @@ from fingerpost.errors import UpstreamError
 from fingerpost.routes import Timeouts
 from fingerpost.upstreams import Headers, Reply, openai
 from fingerpost.upstreams.connection import HIGH_WATER
+from fingerpost.upstreams.watch import Watch
 from fingerpost.upstreams.wire import MAX_FIELDS, MAX_HEAD
 
 STREAM_WINDOW = HIGH_WATER
@@ -34,10 +35,7 @@ class Carrier(Protocol):
 
 
 class Stream:
-    """One request and its reply; as an iterator, the reply's body: whatever came since the last look, in one piece.
-
-    Its timer is not moved with every frame, only the time that it looks at when it goes off.
-    """
+    """One request and its reply; as an iterator, the reply's body: whatever came since the last look, in one piece."""
 
     def __init__(self, carrier: Carrier, number: int, content: bytes, deadline: float) -> None:
         self.number = number
@@ -53,9 +51,8 @@ class Stream:
         self._room = MAX_HEAD
         self._held = self._owed = 0
         self._news: asyncio.Future[None] | None = None
-        self._total = self._deadline = deadline
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._total = deadline
+        self._watch = Watch(carrier.loop, lambda: carrier.expired(self))
         self.go_on()
 
     def __aiter__(self) -> Stream:
@@ -90,9 +87,7 @@ class Stream:
         """Starts the time between two reads again; there is none while it is we who make the backend wait."""
         self.heard = self._carrier.heard
         waiting = self._held >= STREAM_WINDOW // 2
-        self._deadline = self._total if waiting else min(self._loop.time() + self._carrier.limits.read, self._total)
-        if self._timer is None or self._deadline < self._timer_at:
-            self._set_timer()
+        self._watch.expect_by(self._total if waiting else min(self._loop.time() + self._carrier.limits.read, self._total))
 
     def spend(self, headers: Headers) -> bool:
         """Whether these header fields, with all before them, are within bounds."""
@@ -112,8 +107,7 @@ class Stream:
         """Notes that nothing more comes: the reply is complete, or it ends with an error."""
         self.error, self.complete = error, error is None
         self.unsent = memoryview(b"")
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watch.stop()
         self.tell()
 
     def tell(self) -> None:
@@ -138,16 +132,3 @@ class Stream:
         if self._owed >= STREAM_WINDOW // 2 and not self.complete and self.error is None:
             self._carrier.credit(self, self._owed)
             self._owed = 0
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = self._deadline
-        self._timer = self._loop.call_at(self._deadline, self._look)
-
-    def _look(self) -> None:
-        """The timer went off: is the time really up, or has it moved on meanwhile?"""
-        if self._loop.time() < self._deadline:
-            self._set_timer()
-        else:
-            self._carrier.expired(self)
