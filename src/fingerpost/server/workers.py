@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import sys
@@ -132,8 +133,10 @@ class _Worker:
         return self.ready_at is not None and not self.leaving and self.silent < LATE
 
     def signal(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        """Sends it. Not by `Process.send_signal`, which takes the exit code of one that has just ended from the event loop."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
 
 class Workers:
