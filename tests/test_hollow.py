@@ -42,8 +42,10 @@ def test_texts_with_escapes_are_left_and_what_follows_is_found():
     assert json.loads(found.source) == {"escaped": 'say "hi" \\' + IMAGE, "image": ""}
 
 
-@pytest.mark.parametrize("source", [b"x" * LARGE, b'"' + b"x" * LARGE, b'"\\' + b"x" * LARGE, b'{"a": "' + b"\\" * LARGE])
-def test_what_is_no_json_does_no_harm(source):
+@pytest.mark.parametrize("start", [b"x", b'"x', b'"\\', b'"\\"', b'{"a": "' + b"\\" * LARGE])
+def test_what_is_no_json_does_no_harm(start):
+    source = start + b"x" * LARGE
+
     assert hollow(source).source in (source, b'"')
 
 
