@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -159,7 +158,7 @@ def test_what_a_record_tells_is_json_without_secrets(record):
 
 @pytest.mark.parametrize("record", [VERDICT, DECISION, exchange(), Attempt("a", 1), Constraint("a", "b"), Usage()])
 def test_records_cannot_be_changed(record):
-    name = dataclasses.fields(record)[0].name
+    name = record.__struct_fields__[0]
 
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         setattr(record, name, "other")

@@ -7,7 +7,8 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from fingerpost.errors import UpstreamBusy, UpstreamError, UpstreamTimeout
 from fingerpost.records import Attempt, AttemptKind
@@ -28,14 +29,13 @@ Found = tuple[Backend, Reply, bytes]
 """The backend that answered, its reply, and the first chunk of it."""
 
 
-@dataclass(slots=True)
-class Trail:
+class Trail(msgspec.Struct):
     """What has been tried for one request so far, and what came of it."""
 
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = msgspec.field(default_factory=list)
     timeouts: int = 0
     limited: int = 0
-    waits: list[float] = field(default_factory=list)
+    waits: list[float] = msgspec.field(default_factory=list)
     hedged: bool = False
     answered: bool = False
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal
@@ -48,8 +47,7 @@ MAX_METADATA = 1000
 """Entries of a request's metadata; OpenAI takes 16."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One turn: who spoke, its texts, and the media that came with it, one entry for each payload.
 
     `texts` has one entry for each text part, or one for a plain string; `in_parts` says which of the two it was.
@@ -72,13 +70,12 @@ class Message:
         return self.media.count("image")
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True, dict=True):
     """All turns of a request, oldest first, with the names of the tools on offer and the request's metadata."""
 
     messages: tuple[Message, ...]
     tools: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @cached_property
     def latest_user(self) -> Message | None:
@@ -110,8 +107,7 @@ class Conversation:
         return hasher.digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(msgspec.Struct, frozen=True, gc=False):
     """What a backend must be able to do to serve a request: features, and tokens of context (estimated)."""
 
     features: frozenset[Feature] = frozenset({"text"})
@@ -174,8 +170,7 @@ _INT_MAX = 2**31
 _NOT_JSON = (msgspec.MsgspecError, TypeError, ValueError, RecursionError)
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(msgspec.Struct, frozen=True):
     """A chat request after the door: checked, typed, with the client's body kept whole.
 
     `model` is the routing hint (`auto`, a route or a backend); `routes` are those that the request brought along, or None;
@@ -188,7 +183,7 @@ class ChatRequest:
     needs: Needs = Needs()
     routes: tuple[RequestedRoute, ...] | None = None
     source: bytes | Mapping[str, Any] = b"{}"
-    layout: Mapping[str, Member] = field(default_factory=dict, repr=False, compare=False)
+    layout: Mapping[str, Member] = msgspec.field(default_factory=dict)
 
     @classmethod
     def parse(cls, source: bytes | Mapping[str, Any]) -> ChatRequest:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
 from types import TracebackType
+
+import msgspec
 
 from fingerpost.attempts import Attempts, Trail
 from fingerpost.chat import ChatRequest, Conversation
@@ -40,8 +41,7 @@ Parse = Callable[[bytes], ChatRequest]
 _log = logging.getLogger("fingerpost.gateway")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What goes back to the client: the decision, the backend that answered, and its reply; read the chunks once."""
 
     decision: Decision
@@ -95,7 +95,7 @@ class Gateway:
         with self._telling(request_id, visit) as story:
             request = parse(body)
             if model is not None:
-                request = replace(request, model=model)
+                request = msgspec.structs.replace(request, model=model)
             story.stream = request.stream
             if visit is not None:
                 await visit.admit(0)
@@ -159,8 +159,7 @@ class Gateway:
                 _log.error("observer %s failed: %s", type(observer).__name__, type(error).__name__)
 
 
-@dataclass(slots=True)
-class _Story:
+class _Story(msgspec.Struct):
     """What is known of a request so far; becomes its Exchange."""
 
     request_id: str
@@ -169,7 +168,7 @@ class _Story:
     status: int = 0
     stream: bool = False
     decision: Decision | None = None
-    trail: Trail = field(default_factory=Trail)
+    trail: Trail = msgspec.field(default_factory=Trail)
     first_byte: float | None = None
     sent_bytes: int = 0
     usage: Usage | None = None

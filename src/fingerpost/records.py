@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from fingerpost.routes import OTHER, Backend
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What a classifier believes about the routes.
 
     `probabilities` maps route names, `other` among them, to numbers from 0 to 1 that sum to about 1; `elapsed` is in
@@ -47,8 +47,7 @@ class Verdict:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Constraint:
+class Constraint(msgspec.Struct, frozen=True, gc=False):
     """Why a backend cannot serve a request."""
 
     backend: str
@@ -59,8 +58,7 @@ class Constraint:
         return {"backend": self.backend, "why": self.why}
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """One route, its backends in the order to try, and why.
 
     `route` is None when the request named a backend; `elapsed` is the time it took to decide, in seconds.
@@ -118,8 +116,7 @@ AttemptKind = Literal["first", "failover", "retry", "hedge", "full", "resting", 
 beside a call that is slow. Not called: full, its queue is; resting, it asked for that; open, it keeps failing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One call to one backend and how it went: an HTTP status, or why there is none. `elapsed` is in seconds.
 
     `kind` says how the call came about, or why there was none.
@@ -142,8 +139,7 @@ class Attempt:
         return {"backend": self.backend, "kind": self.kind, "status": self.status, "error": self.error, "ms": elapsed}
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens that a backend says it used."""
 
     input_tokens: int = 0
@@ -155,8 +151,7 @@ Outcome = Literal["completed", "rejected", "failed", "cut", "client_gone"]
 backend answered. cut: a backend broke off after its first byte. client_gone: the client left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(msgspec.Struct, frozen=True):
     """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key: `key`
     is the name of the one that the client has.
     """

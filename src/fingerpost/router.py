@@ -7,9 +7,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
+
+import msgspec
 
 from fingerpost import policy
 from fingerpost.chat import ChatRequest, Conversation, RequestedRoute
@@ -196,7 +197,7 @@ class Router:
         verdict, failure = await ask(self.classifier, conversation, table)
         if verdict is None:
             return None, failure or f"{self.classifier.name} has no opinion", False
-        verdict = replace(verdict, elapsed=self._clock() - start)
+        verdict = msgspec.structs.replace(verdict, elapsed=self._clock() - start)
         if not verdict.provisional:
             self._verdicts.put(key, verdict)
         return verdict, "", False

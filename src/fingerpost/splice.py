@@ -15,8 +15,8 @@ MAX_FIELDS = 1000
 """Fields of one object whose places are looked for; the largest requests have forty."""
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_KEY = re.compile(rb'[ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+')
-_AFTER = re.compile(rb"[ \t\n\r]*+([,}])")
+_KEY = re.compile(rb'[ \t\n\r]*+[{,][ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+')
+_END = re.compile(rb"[ \t\n\r]*+}")
 
 
 class Member(NamedTuple):
@@ -50,23 +50,23 @@ def locate(source: bytes) -> dict[str, Member]:
             known, so that what was read here and what is answered there might be two different requests.
         msgspec.MsgspecError: it is no JSON object.
     """
-    members: dict[str, Member] = {}
-    at, more = source.find(b"{") + 1, False
     fields = _decode_fields(source)
     if len(fields) > MAX_FIELDS:
         raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields")
+    members: dict[str, Member] = {}
+    at, name = 0, ""
     for name, value in fields.items():
         key = _KEY.match(source, at)
-        assert key is not None, "what msgspec takes for an object has keys"
-        end = key.end() + len(memoryview(value))
-        after = _AFTER.match(source, end) if source.startswith(value, key.end()) else None
-        if after is None or msgspec.json.decode(key[1]) != name:
+        if key is None:  # the value before is only the beginning of what stands there
+            raise twice(list(members)[-1])
+        start = key.end()
+        if not source.startswith(value, start) or msgspec.json.decode(key[1]) != name:
             raise twice(str(msgspec.json.decode(key[1])))
-        members[name] = Member(key.start(1), key.end(), end)
-        at, more = after.end(), after[1] == b","
-    if more:
+        at = start + len(memoryview(value))
+        members[name] = Member(key.start(1), start, at)
+    if members and _END.match(source, at) is None:
         key = _KEY.match(source, at)
-        raise twice(str(msgspec.json.decode(key[1])) if key else "")
+        raise twice(str(msgspec.json.decode(key[1])) if key else name)
     return members
 
 

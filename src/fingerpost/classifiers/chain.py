@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from fingerpost.chat import Conversation
 from fingerpost.classifiers import Classifier, ask
@@ -61,7 +63,7 @@ class Chain:
         verdict = sure[0] if sure else given[-1]
         if failures:
             note = "; ".join([*failures, verdict.note] if verdict.note else failures)
-            return replace(verdict, note=note, provisional=True)
+            return msgspec.structs.replace(verdict, note=note, provisional=True)
         return verdict
 
     async def aclose(self) -> None:

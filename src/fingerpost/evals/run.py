@@ -7,7 +7,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,4 +126,4 @@ def _request(item: Mapping[str, Any]) -> ChatRequest:
         return request
     routes = tuple(msgspec.structs.replace(route, backends=()) for route in request.routes)
     RouteTable(tuple(Route(route.name, route.description, route.examples) for route in routes))
-    return replace(request, routes=routes)
+    return msgspec.structs.replace(request, routes=routes)

@@ -1,7 +1,6 @@
 """What goes into the functions: a chat request in OpenAI's shape, whatever it came in as."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -35,7 +34,7 @@ class RoutingRequest(BaseModel):
             InvalidRequest: a message has the wrong shape; says where.
         """
         body = {**(self.model_extra or {}), "messages": self.messages, "stream": self.stream}
-        return replace(ChatRequest.parse(body), model=AUTO)
+        return msgspec.structs.replace(ChatRequest.parse(body), model=AUTO)
 
     def __repr__(self) -> str:
         """Its size: NAT writes the input of a function that failed to its log, where no prompt belongs."""

@@ -6,7 +6,7 @@ The shapes are those that LiteLLM's and semantic-router's clients of Jev send an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import msgspec
@@ -125,8 +125,8 @@ def _with_media(conversation: Conversation, media: tuple[Feature, ...]) -> Conve
     latest = conversation.latest_user or Message("user")
     others = [message for message in conversation.messages if message is not latest]
     place = conversation.messages.index(latest) if len(others) < len(conversation.messages) else len(others)
-    others.insert(place, replace(latest, media=(*latest.media, *media)))
-    return replace(conversation, messages=tuple(others))
+    others.insert(place, msgspec.structs.replace(latest, media=(*latest.media, *media)))
+    return msgspec.structs.replace(conversation, messages=tuple(others))
 
 
 def _text(value: Any) -> str:

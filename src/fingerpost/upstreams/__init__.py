@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from fingerpost.routes import Backend
 
@@ -12,8 +13,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 """Header fields in order, names in lower case."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request on its way to a backend: the JSON body and those client headers that may pass.
 
     `deadline`, on the event loop's clock, is when nobody will wait for its answer any longer.
@@ -31,8 +31,7 @@ async def _nothing() -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A backend's answer: status, headers and body chunks as they arrive.
 
     Iterating `chunks` raises UpstreamError when the backend breaks off. `close` gives the connection back, or cuts it when
@@ -42,7 +41,7 @@ class Reply:
     status: int
     headers: Headers
     chunks: AsyncIterator[bytes]
-    close: Callable[[], Awaitable[None]] = field(default=_nothing)
+    close: Callable[[], Awaitable[None]] = _nothing
 
     def header(self, name: bytes) -> bytes:
         """The value of the first header of that (lower-case) name; empty when there is none."""

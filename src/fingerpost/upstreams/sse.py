@@ -42,7 +42,7 @@ class UsageReader:
 
     def feed(self, chunk: bytes) -> None:
         """Takes the next chunk."""
-        if self._too_long or (self._stream and not self._buffer and chunk.endswith(b"\n") and b'"usage"' not in chunk):
+        if self._too_long or (self._stream and not self._buffer and chunk.endswith(b"\n") and chunk.find(b'"usage"') < 0):
             return  # whole events that do not speak of usage, as nearly all of a stream's chunks are
         self._buffer += chunk
         if self._stream:

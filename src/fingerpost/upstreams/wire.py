@@ -64,7 +64,7 @@ def fields(headers: Headers) -> bytes:
     """
     written = b"".join([b"%b: %b\r\n" % field for field in headers])
     # One comparison for all of them: any line break beyond those just written is somebody's attempt to add a header.
-    if not len(headers) == written.count(b"\n") == written.count(b"\r") or b"\0" in written:
+    if not len(headers) == written.count(b"\n") == written.count(b"\r") or written.count(b"\0"):
         raise ValueError("this header cannot be sent")
     return written
 
