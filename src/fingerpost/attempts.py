@@ -186,7 +186,9 @@ class Attempts:
 async def _first_chunk(reply: Reply) -> bytes:
     """The first chunk, empty when there is none; closes the reply if it does not come."""
     try:
-        return await anext(reply.chunks, b"")
+        return await reply.chunks.__anext__()  # `anext` with a default takes two more objects
+    except StopAsyncIteration:
+        return b""
     except BaseException:
         await reply.close()
         raise

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import lru_cache
 from types import TracebackType
 
 import msgspec
@@ -267,7 +268,7 @@ class Carrying(_Telling):
             access, headers = visit.client.access, _readable(headers) if visit.metered else headers
         story.decision = decision = await gateway.router.decide(request, access)
         gateway.attempts.budget.earn()
-        deadline, passed = gateway.deadlines.begin(self._task), _going_on(headers)
+        deadline, passed = gateway.deadlines.begin(self._task), _going_on(tuple(headers))
 
         def call(backend: Backend) -> Call:
             return Call(backend, request.body_for(backend.model), passed, deadline=deadline.at)
@@ -295,7 +296,7 @@ class _Head:
     def __init__(self, headers: Headers) -> None:
         self.length = b""
         self.encoded = self.events = False
-        going_back = []
+        going_back, hop = [], _NO_HEADERS
         for pair in headers:
             name = pair[0]
             if name == b"content-length":
@@ -304,10 +305,12 @@ class _Head:
                 self.events = b"event-stream" in pair[1].lower()
             elif name == b"content-encoding":
                 self.encoded = True
+            elif name == b"connection":
+                hop = hop or _hop_by_hop(headers)
+                continue
             elif name in STOPPED_REPLY_HEADERS or name.startswith(b"x-fingerpost-"):
                 continue
             going_back.append(pair)
-        hop = _hop_by_hop(headers)
         self.going_back: Headers = tuple([pair for pair in going_back if pair[0] not in hop] if hop else going_back)
 
 
@@ -360,10 +363,11 @@ def is_event_stream(headers: Headers) -> bool:
     return any(name == b"content-type" and b"event-stream" in value.lower() for name, value in headers)
 
 
-def _going_on(headers: Headers) -> Headers:
-    """Those of a client's headers that a backend gets."""
+@lru_cache(64)
+def _going_on(headers: tuple[tuple[bytes, bytes], ...]) -> Headers:
+    """Those of a client's headers that a backend gets; a client mostly sends the same ones again."""
     hop = _hop_by_hop(headers)
-    return [pair for pair in headers if pair[0] in PASSED_REQUEST_HEADERS and pair[0] not in hop]
+    return tuple(pair for pair in headers if pair[0] in PASSED_REQUEST_HEADERS and pair[0] not in hop)
 
 
 def _readable(headers: Headers) -> Headers:
@@ -373,6 +377,7 @@ def _readable(headers: Headers) -> Headers:
 
 
 _ABOUT_IT_ONLY = frozenset({b"keep-alive", b"close"})
+_NO_HEADERS: frozenset[bytes] = frozenset()
 
 
 def _hop_by_hop(headers: Headers) -> frozenset[bytes]:
@@ -381,4 +386,4 @@ def _hop_by_hop(headers: Headers) -> frozenset[bytes]:
         if name == b"connection" and value.lower() not in _ABOUT_IT_ONLY:
             values = [value for name, value in headers if name == b"connection"]
             return frozenset(token.strip().lower() for value in values for token in value.split(b","))
-    return frozenset()
+    return _NO_HEADERS

@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fingerpost.errors import FingerpostError
+from fingerpost.server.known import KnownHead
 from fingerpost.server.request import Request
 
 MAX_HEAD = 65_536
@@ -33,6 +34,9 @@ MAX_UNREAD = 65_536
 KEEP_ALIVE = 75.0
 """Seconds that an idle connection is kept: longer than clients keep theirs (5 s to 60 s), or one of theirs would now and then
 meet a connection that is just being closed."""
+
+HEADS_LEARNT = 4
+"""Heads of a connection that are kept, each in place of the one before; a client whose heads go on changing gains nothing."""
 
 _log = logging.getLogger("fingerpost.server")
 
@@ -71,6 +75,8 @@ class ClientConnection(asyncio.Protocol):
         self._request: Request | None = None
         self._coming: Request | None = None
         self._waiting: deque[Request] = deque()
+        self._known: KnownHead | None = None
+        self._to_learn = HEADS_LEARNT
         self._began: float | None = None
         self._idle_since = 0.0
         self._in_head = self._may_be_large = False
@@ -97,15 +103,20 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes the next bytes."""
+        within_head = self._in_head
+        between = self._request is None and self._coming is None and not within_head
+        if between and self._known is not None and (body := self._known.body(data)) is not None:
+            return self._start_known(self._known, body)
         if self._began is None and self._request is None:
             self._began = self._loop.time()
-        within_head = self._in_head
         self._may_be_large = within_head or len(data) > MAX_HEAD
         self._feed(data)
         if within_head and self._in_head:
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
                 self._refuse(_head_too_large())
+        if between and self._to_learn:
+            self._learn(data)
 
     def expire(self, now: float, patience: float) -> None:
         """Ends the connection if nothing has come for too long, or not all of a request within `patience` seconds."""
@@ -186,7 +197,8 @@ class ClientConnection(asyncio.Protocol):
         if name == b"transfer-encoding":
             self._encodings.append(value.lower())
         elif name == b"content-length":
-            self._length = int(value)
+            self._length = int(value)  # a matter of this connection
+            return
         elif name == b"content-encoding":
             self._encoding = value.lower()
         elif name == b"expect":
@@ -203,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
         is_http10 = version == "1.0"
         method, path = parser.get_method().decode("ascii"), _path_of(self._url)
         keep_alive = not is_http10 and not self._ending and parser.should_keep_alive()
-        request = self._coming = Request(self, method, path, self._headers, keep_alive=keep_alive)
+        request = self._coming = Request(self, method, path, tuple(self._headers), keep_alive=keep_alive)
         request.is_http10, request.stated, request.encoding = is_http10, self._length, self._encoding
         if self._request is None:
             self._start(request)
@@ -232,6 +244,24 @@ class ClientConnection(asyncio.Protocol):
         request.arrived()
         if not self._waiting:
             self._read(True)  # a large body has stopped it; but only who reads notes that the client leaves
+
+    def _start_known(self, head: KnownHead, body: bytes) -> None:
+        """Starts a request that has come whole and whose head is known."""
+        self._began = None
+        request = Request(self, head.method, head.path, head.headers, keep_alive=not self._ending)
+        request.stated = request.size = len(body)
+        request.encoding, request.whole = head.encoding, True
+        request.parts.append(body)
+        self._start(request)
+
+    def _learn(self, data: bytes) -> None:
+        """Keeps the head of the request that has just come, if it came whole, and with nothing else."""
+        request = self._request
+        alone = request is not None and self._coming is None and not self._waiting and not self._in_head
+        if request is not None and alone and request.keep_alive and 0 < request.stated == request.size:
+            self._to_learn -= 1
+            head = request.method, request.path, request.headers, request.encoding
+            self._known = KnownHead.of(data, request.size, *head)
 
     def _start(self, request: Request) -> None:
         self._request = request
@@ -277,7 +307,8 @@ class ClientConnection(asyncio.Protocol):
         method, version = self._parser.get_method(), self._parser.get_http_version().encode()
         if method == b"CONNECT":
             return self._refuse(_Refusal(405, "method_not_allowed", "this is no proxy"))
-        lines = [b"%b: %b\r\n" % pair for pair in self._headers if pair[0] != b"upgrade"]
+        headers = [*self._headers, (b"content-length", b"%d" % self._length)] if self._length else self._headers
+        lines = [b"%b: %b\r\n" % pair for pair in headers if pair[0] != b"upgrade"]
         self._parser = self._new_parser()
         self._feed(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self._url, version, b"".join(lines)) + rest)
 

@@ -46,8 +46,9 @@ class Request:
     """A request and its response. What has come is `parts`, `size` bytes in all; `whole` says that nothing more comes.
 
     The response is sent whole (`send`), or begun, written in chunks, and ended. `sent` says that bytes of it went out, and
-    `ended` that there can be no more. `stated` is the length that the headers state, 0 where they state none; `limit` is what
-    the body may have, once somebody waits for it. `id` and `on_admin_port` are for whoever serves it to set.
+    `ended` that there can be no more. `stated` is the length that the client states, 0 where it states none; the `headers`
+    are all others. `limit` is what the body may have, once somebody waits for it. `id` and `on_admin_port` are for whoever
+    serves it to set.
     """
 
     __slots__ = (
@@ -56,7 +57,9 @@ class Request:
         "whole",
     )  # fmt: skip
 
-    def __init__(self, line: Line, method: str, path: str, headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> None:
+    def __init__(
+        self, line: Line, method: str, path: str, headers: tuple[tuple[bytes, bytes], ...], *, keep_alive: bool
+    ) -> None:
         self.method = method
         self.path = path
         self.headers = headers

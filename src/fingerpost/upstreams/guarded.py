@@ -48,11 +48,8 @@ class Guarded:
         if reply.status >= 500:
             lease.settle(False)
 
-        async def close() -> None:
-            lease.release()
-            await reply.close()
-
-        return Reply(reply.status, reply.headers, _Chunks(reply.chunks, lease, call), close)
+        chunks = _Chunks(reply, lease, call)
+        return Reply(reply.status, reply.headers, chunks, chunks.close)
 
     async def probe(self) -> None:
         """Asks each URL whether it lives, and lets one call try those that do."""
@@ -82,10 +79,10 @@ class Guarded:
 class _Chunks:
     """A reply's chunks as they are; what becomes of the first one is the call's result."""
 
-    __slots__ = ("_begun", "_call", "_chunks", "_lease")
+    __slots__ = ("_begun", "_call", "_chunks", "_close", "_lease")
 
-    def __init__(self, chunks: AsyncIterator[bytes], lease: Lease, call: Call) -> None:
-        self._chunks, self._lease, self._call = chunks, lease, call
+    def __init__(self, reply: Reply, lease: Lease, call: Call) -> None:
+        self._chunks, self._close, self._lease, self._call = reply.chunks, reply.close, lease, call
         self._begun = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -96,6 +93,11 @@ class _Chunks:
             return self._chunks.__anext__()
         self._begun = True
         return self._first()
+
+    def close(self) -> Awaitable[None]:
+        """Lets go of the lease and closes the reply."""
+        self._lease.release()
+        return self._close()
 
     async def _first(self) -> bytes:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import httptools
 
 from fingerpost.routes import Backend
@@ -36,6 +38,7 @@ class RequestWriter:
         self._fixed = b" HTTP/1.1\r\n" + fields([(b"host", host), *kept])
         self._stopped = FRAMING | own.keys()
         self._lines: dict[tuple[str, str], bytes] = {}
+        self._passed = lru_cache(64)(self._pass)
 
     def head(self, path: str, headers: Headers, length: int, method: str = "POST") -> bytes:
         """The head of a request with a body of `length` bytes and those of a client's headers that we do not send ourselves.
@@ -44,8 +47,10 @@ class RequestWriter:
             ValueError: a header or the path has a line break or another character that would end it early.
         """
         line = self._lines.get((method, path)) or self._line(method, path)
-        passed = fields([field for field in headers if field[0] not in self._stopped])
-        return b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, passed, length)
+        return b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, self._passed(tuple(headers)), length)
+
+    def _pass(self, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+        return fields([field for field in headers if field[0] not in self._stopped])
 
     def _line(self, method: str, path: str) -> bytes:
         line = f"{method} {self._address.target(path, self._backend.api_version)}".encode("ascii")
