@@ -257,6 +257,7 @@ async def test_the_next_backend_answers_when_the_first_one_cannot(world: Build, 
     w.a.script(FakeReply("sorry", status=status, headers={"location": "http://elsewhere/"}))
     answer, _ = await w.ask()
     assert (answer.backend.name, answer.status) == ("b", 200)
+    assert w.told[0].backend == answer.backend
     assert [(a.backend, a.status, a.error) for a in w.told[0].attempts] == [("a", status, f"answered {status}"), ("b", 200, "")]
 
 

@@ -27,7 +27,7 @@ DECISION = Decision(
 
 def exchange(**fields):
     given = {"request_id": "r1", "outcome": "completed", "status": 200, "key": None, "stream": True, "elapsed": 1.5}
-    return Exchange(**given | {"decision": DECISION, "attempts": (Attempt("small", 200),)} | fields)
+    return Exchange(**given | {"decision": DECISION, "attempts": (Attempt("small", 200),), "backend": SMALL} | fields)
 
 
 def test_a_verdict_names_its_most_probable_route_and_confidence():
@@ -86,12 +86,6 @@ def test_an_attempt_knows_whether_the_backend_was_called(kind, called):
     assert Attempt("small", None, kind=kind).called is called
 
 
-def test_the_backend_of_an_exchange_is_the_one_that_answered_wherever_it_stands():
-    attempts = (Attempt("small", 200, kind="hedge"), Attempt("big", None, "given up"))
-
-    assert exchange(attempts=attempts).backend == SMALL
-
-
 def test_an_exchange_tells_the_whole_story():
     told = exchange(first_byte=0.5, sent_bytes=10, usage=Usage(1_000_000, 100_000)).to_json()
 
@@ -121,27 +115,12 @@ def test_the_confidence_of_an_exchange_whose_request_named_its_backend_is_null()
 
 
 @pytest.mark.parametrize(
-    ("fields", "backend"),
-    [
-        ({}, SMALL),
-        ({"attempts": (Attempt("small", 503, "answered 503"), Attempt("big", 200))}, BIG),
-        ({"attempts": (Attempt("small", None, "cannot connect"),)}, None),
-        ({"attempts": ()}, None),
-        ({"decision": None}, None),
-        ({"attempts": (Attempt("unknown", 200),)}, None),
-    ],
-)
-def test_the_backend_of_an_exchange_is_the_one_whose_reply_went_out(fields, backend):
-    assert exchange(**fields).backend is backend
-
-
-@pytest.mark.parametrize(
     ("fields", "cost"),
     [
         ({"usage": Usage(1_000_000, 500_000)}, 6.0),
         ({"usage": Usage()}, 0.0),
         ({"usage": None}, None),
-        ({"usage": Usage(1, 1), "attempts": ()}, None),
+        ({"usage": Usage(1, 1), "backend": None}, None),
     ],
 )
 def test_an_exchange_costs_what_its_backend_asks_for_the_tokens(fields, cost):

@@ -175,6 +175,7 @@ class _Story(msgspec.Struct):
     usage: Usage | None = None
     error: str = ""
     key: str | None = None
+    backend: Backend | None = None
 
     def fail(self, error: Exception) -> None:
         """Notes how an error ended the request, in words that cannot quote it: a prompt may stand where a role should."""
@@ -202,6 +203,7 @@ class _Story(msgspec.Struct):
             usage=self.usage,
             error=self.error,
             key=self.key,
+            backend=self.backend,
         )
 
 
@@ -283,7 +285,7 @@ class Carrying(_Telling):
         finally:
             gateway.deadlines.end(deadline)
         head = _Head(reply.headers)
-        story.status, story.first_byte = reply.status, gateway.clock() - story.start
+        story.status, story.first_byte, story.backend = reply.status, gateway.clock() - story.start, backend
         self._reply, self._chunks = reply, Chunks(reply, first, head, story)
         return Answer(decision, backend, reply.status, head.going_back, self._chunks)
 
@@ -299,16 +301,18 @@ class _Head:
         going_back, hop = [], _NO_HEADERS
         for pair in headers:
             name = pair[0]
-            if name == b"content-length":
-                self.length = pair[1]
-            elif name == b"content-type":
-                self.events = b"event-stream" in pair[1].lower()
-            elif name == b"content-encoding":
-                self.encoded = True
-            elif name == b"connection":
-                hop = hop or _hop_by_hop(headers)
+            if name in STOPPED_REPLY_HEADERS:
+                if name == b"connection" and pair[1].lower() not in _ABOUT_IT_ONLY:
+                    hop = _hop_by_hop(headers)
                 continue
-            elif name in STOPPED_REPLY_HEADERS or name.startswith(b"x-fingerpost-"):
+            if name.startswith(b"content-"):
+                if name == b"content-length":
+                    self.length = pair[1]
+                elif name == b"content-type":
+                    self.events = b"event-stream" in pair[1].lower()
+                elif name == b"content-encoding":
+                    self.encoded = True
+            elif name.startswith(b"x-fingerpost-"):
                 continue
             going_back.append(pair)
         self.going_back: Headers = tuple([pair for pair in going_back if pair[0] not in hop] if hop else going_back)

@@ -153,7 +153,7 @@ backend answered. cut: a backend broke off after its first byte. client_gone: th
 
 class Exchange(msgspec.Struct, frozen=True):
     """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key: `key`
-    is the name of the one that the client has.
+    is the name of the one that the client has. `backend` is the one whose reply went to the client.
     """
 
     request_id: str
@@ -168,24 +168,14 @@ class Exchange(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     error: str = ""
     key: str | None = None
-
-    @property
-    def backend(self) -> Backend | None:
-        """The backend whose reply went to the client."""
-        for attempt in self.attempts:
-            if not attempt.error and self.decision is not None:
-                for backend in self.decision.backends:
-                    if backend.name == attempt.backend:
-                        return backend
-        return None
+    backend: Backend | None = None
 
     @property
     def cost(self) -> float | None:
         """What the tokens cost in USD; None when the backend did not say how many there were."""
-        backend = self.backend if self.usage is not None else None
-        if self.usage is None or backend is None:
+        if self.usage is None or self.backend is None:
             return None
-        return backend.price.cost(self.usage.input_tokens, self.usage.output_tokens)
+        return self.backend.price.cost(self.usage.input_tokens, self.usage.output_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The exchange as JSON values: one line of the log."""

@@ -15,7 +15,8 @@ DECISION = Decision("chat", (BACKEND,), "so", "fixed")
 
 
 def exchange(**fields: Any) -> Exchange:
-    start: dict[str, Any] = {"decision": DECISION, "attempts": (Attempt("b", 200),), "first_byte": 0.1}
+    start: dict[str, Any] = {"decision": DECISION, "attempts": (Attempt("b", 200),), "first_byte": 0.1,
+                             "backend": BACKEND}  # fmt: skip
     return Exchange("id", fields.pop("outcome", "completed"), fields.pop("status", 200), fields.pop("stream", False), 1.0,
                     **{**start, **fields})  # fmt: skip
 
@@ -41,7 +42,7 @@ def test_what_it_does_not_report_is_estimated_from_what_went_out(stream: bool, o
 
 @pytest.mark.parametrize("fields", [
     {"first_byte": None, "status": 502, "attempts": (Attempt("b", None, "cannot connect"),)},
-    {"status": 400, "sent_bytes": 300}, {"attempts": ()},
+    {"status": 400, "sent_bytes": 300}, {"attempts": (), "backend": None},
 ])  # fmt: skip
 def test_what_was_not_served_costs_nothing(fields: dict[str, Any]) -> None:
     assert used(exchange(**fields), 100) == (0, 0.0)

@@ -27,7 +27,7 @@ def whole_exchange() -> Exchange:
     verdict = Verdict({"你好": 0.75, "other": 0.25}, "fixed")
     decision = Decision("你好", (BACKEND,), 'fixed is "75%" sure\n', "fixed", 0.75, verdict, elapsed=0.001)
     attempts = (Attempt("big", 503, "answered 503", 0.01), Attempt("klein-ü", 200, "", 0.02, "failover"))
-    return Exchange("r1", "completed", 200, True, 0.5, decision, attempts, 0.25, 1234, Usage(1000, 500), "")
+    return Exchange("r1", "completed", 200, True, 0.5, decision, attempts, 0.25, 1234, Usage(1000, 500), backend=BACKEND)
 
 
 def test_every_exchange_is_one_line_of_json() -> None:

@@ -20,7 +20,10 @@ def exchange(route: str | None = "chat", **fields: Any) -> Exchange:
     decision = Decision(route, (BACKEND,), "canary reason", "fixed", 1.0, elapsed=0.004)
     known = {"request_id": "r1", "outcome": "completed", "status": 200, "stream": False, "elapsed": 1.0, "decision": decision,
              "attempts": (Attempt("small", 200),), "first_byte": 0.3}  # fmt: skip
-    return Exchange(**{**known, **fields})
+    known |= fields
+    served = known["first_byte"] is not None and known["decision"] is not None
+    backend = known["decision"].backend if served else None
+    return Exchange(**{"backend": backend, **known})
 
 
 class Samples:

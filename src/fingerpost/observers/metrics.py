@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import partial
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from fingerpost.observers.series import Counts, Histograms
+from fingerpost.observers.series import Counts, Histograms, Times
 from fingerpost.records import Decision, Exchange
 from fingerpost.upstreams.health import Guard
 
@@ -45,6 +46,7 @@ class Metrics:
         self._key_tokens = count("key_tokens", by_key, "key", "direction")
         self._key_cost = count("key_cost_usd", "What those tokens cost at the configured prices.", "key")
         self._reloads = count("config_reload", "Reloads of the configuration: ok or failed.", "result")
+        self._cells: dict[tuple[object, ...], _Cells] = {}
         self._in_flight = Gauge("fingerpost_in_flight", "Requests being served now.", registry=self.registry)
         self._backends = _Backends(self.registry)
         self._last_reload_ok = Gauge(
@@ -73,11 +75,12 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Counts one exchange."""
-        decision, backend = exchange.decision, exchange.backend
+        decision, backend, usage = exchange.decision, exchange.backend, exchange.usage
         name = backend.name if backend else ""
-        self._requests.add(self._route(decision), name, str(exchange.status), exchange.outcome)
+        cells = self._cells_of(exchange, self._route(decision), name)
+        cells.requests[0] += 1
         if decision is not None:
-            self._decisions.add(decision.elapsed, decision.source, "true" if decision.cached else "false")
+            cells.decisions.add(decision.elapsed)
         for attempt in exchange.attempts:
             if not attempt.called:
                 self._skipped.add(attempt.backend, attempt.kind)
@@ -86,12 +89,11 @@ class Metrics:
             if attempt.kind != "first":
                 self._retries.add(attempt.backend, attempt.kind)
         if exchange.first_byte is not None:
-            self._first_byte.add(exchange.first_byte, name)
-        if exchange.usage is not None:
-            usage, cost = exchange.usage, exchange.cost or 0.0
-            self._tokens.add(name, "input", amount=usage.input_tokens)
-            self._tokens.add(name, "output", amount=usage.output_tokens)
-            self._cost.add(name, amount=cost)
+            cells.first_byte.add(exchange.first_byte)
+        if usage is not None:
+            cells.input[0] += usage.input_tokens
+            cells.output[0] += usage.output_tokens
+            cells.cost[0] += exchange.cost or 0.0
         if exchange.key is not None:
             self._count_key(exchange, exchange.key)
 
@@ -100,6 +102,24 @@ class Metrics:
         self._in_flight.set(in_flight)
         self._backends.show(guards)
         return generate_latest(self.registry)
+
+    def _cells_of(self, exchange: Exchange, route: str, backend: str) -> _Cells:
+        """The cells for exchanges like this one: looked for once, label by label, and found in one step from then on."""
+        decision, status, outcome = exchange.decision, exchange.status, exchange.outcome
+        source, cached = (None, False) if decision is None else (decision.source, decision.cached)
+        begun, counted = exchange.first_byte is not None, exchange.usage is not None
+        kind = (route, backend, status, outcome, source, cached, begun, counted)
+        cells = self._cells.get(kind)
+        if cells is None:
+            cells = self._cells[kind] = _Cells(
+                self._requests.cell(route, backend, str(status), outcome),
+                self._decisions.cell(source, "true" if cached else "false") if source is not None else Times(()),
+                self._first_byte.cell(backend) if begun else Times(()),
+                self._tokens.cell(backend, "input") if counted else [0.0],
+                self._tokens.cell(backend, "output") if counted else [0.0],
+                self._cost.cell(backend) if counted else [0.0],
+            )
+        return cells
 
     def _count_key(self, exchange: Exchange, key: str) -> None:
         # Bounded: a request without a known key has none, and the known ones are the configuration's.
@@ -112,6 +132,17 @@ class Metrics:
     def _route(self, decision: Decision | None) -> str:
         route = decision.route if decision else None
         return "" if route is None else route if route in self._routes else BROUGHT_ALONG
+
+
+class _Cells(NamedTuple):
+    """Where exchanges of one kind are counted; what they do not have is counted nowhere."""
+
+    requests: list[float]
+    decisions: Times
+    first_byte: Times
+    input: list[float]
+    output: list[float]
+    cost: list[float]
 
 
 class _Backends:

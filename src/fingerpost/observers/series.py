@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -22,19 +23,42 @@ class Counts:
     def __init__(self, registry: CollectorRegistry, name: str, what: str, *labels: str) -> None:
         self._about = f"fingerpost_{name}", what
         self._labels = labels
-        self._values: dict[Labels, float] = {}
+        self._cells: dict[Labels, list[float]] = {}
         registry.register(self)
 
     def add(self, *labels: str, amount: float = 1.0) -> None:
         """Counts `amount` more for these values of the labels."""
-        self._values[labels] = self._values.get(labels, 0.0) + amount
+        self.cell(*labels)[0] += amount
+
+    def cell(self, *labels: str) -> list[float]:
+        """Where these values of the labels are counted: a list with the number in it, for who counts there again and again."""
+        cell = self._cells.get(labels)
+        if cell is None:
+            cell = self._cells[labels] = [0.0]
+        return cell
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus is told."""
         family = CounterMetricFamily(*self._about, labels=self._labels)
-        for labels, value in self._values.items():
+        for labels, (value,) in self._cells.items():
             family.add_metric(labels, value)
         yield family
+
+
+class Times:
+    """How many times were at most as long as each of `bounds` (but longer than the one before), and their sum, in seconds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one time."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
 
 
 class Histograms:
@@ -44,23 +68,24 @@ class Histograms:
         self._about = f"fingerpost_{name}", what
         self._bounds = bounds
         self._labels = labels
-        self._values: dict[Labels, tuple[list[int], list[float]]] = {}
+        self._cells: dict[Labels, Times] = {}
         registry.register(self)
 
     def add(self, seconds: float, *labels: str) -> None:
         """Counts one time for these values of the labels."""
-        found = self._values.get(labels)
-        if found is None:
-            found = self._values[labels] = ([0] * (len(self._bounds) + 1), [0.0])
-        counts, total = found
-        counts[bisect_left(self._bounds, seconds)] += 1
-        total[0] += seconds
+        self.cell(*labels).add(seconds)
+
+    def cell(self, *labels: str) -> Times:
+        """Where these values of the labels are counted."""
+        cell = self._cells.get(labels)
+        if cell is None:
+            cell = self._cells[labels] = Times(self._bounds)
+        return cell
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus is told."""
         family = HistogramMetricFamily(*self._about, labels=self._labels)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
-        for labels, (counts, total) in self._values.items():
-            below = [sum(counts[: place + 1]) for place in range(len(counts))]
-            family.add_metric(labels, list(zip(names, below, strict=True)), total[0])
+        for labels, cell in self._cells.items():
+            family.add_metric(labels, list(zip(names, accumulate(cell.counts), strict=True)), cell.total)
         yield family

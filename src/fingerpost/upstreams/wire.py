@@ -23,6 +23,9 @@ FRAMING = frozenset({
 """Headers that are this client's own business: how requests are delimited, and what happens to the connection."""
 
 
+_SAYS_WHERE_IT_ENDS = frozenset({b"transfer-encoding", b"content-length"})
+
+
 class NotHttp(Exception):
     """What came is no valid reply, or one beyond the bounds above."""
 
@@ -142,22 +145,21 @@ class ReplyParser:
             raise NotHttp  # another reply, which nobody asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._room -= len(name) + len(value) + 4
-        if self._room < 0 or len(self._headers) >= MAX_FIELDS:
-            raise NotHttp
         name = name.lower()
-        if self._incoming.status:  # a trailer; llhttp would take such a one along to the next reply
-            if name == b"transfer-encoding":
-                self._incoming.reusable = False
-            return
-        if name == b"transfer-encoding" and (self._framed or value.lower() != b"chunked"):
-            raise NotHttp  # we offered no other coding, so this one could only be passed on undecoded
-        if name in (b"transfer-encoding", b"content-length"):
+        if self._incoming.status:
+            return self._take_trailer(name, value)
+        if name in _SAYS_WHERE_IT_ENDS:
+            if name == b"transfer-encoding" and (self._framed or value.lower() != b"chunked"):
+                raise NotHttp  # we offered no other coding, so this one could only be passed on undecoded
             self._framed = True
         self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        incoming, status = self._incoming, self._parser.get_status_code()
+        incoming, status, headers = self._incoming, self._parser.get_status_code(), self._headers
+        if len(headers) > MAX_FIELDS:
+            raise NotHttp
+        if self._silent > self._room:  # else they cannot be too large; adding up takes time
+            self._spend(sum([len(name) + len(value) + 4 for name, value in headers]))
         if status < 100 or self._parser.get_http_version() not in ("1.1", "1.0"):
             raise NotHttp
         self._interim = status < 200 and status != 101
@@ -168,6 +170,16 @@ class ReplyParser:
         incoming.status = status
         incoming.reusable = status != 101 and self._parser.should_keep_alive()
         self._framed = self._framed or status in (101, 204, 304)
+
+    def _take_trailer(self, name: bytes, value: bytes) -> None:
+        self._spend(len(name) + len(value) + 4)
+        if name == b"transfer-encoding":  # llhttp would take such a one along to the next reply
+            self._incoming.reusable = False
+
+    def _spend(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise NotHttp
 
     def on_body(self, data: bytes) -> None:
         self._silent = 0
