@@ -113,7 +113,7 @@ class Attempts:
             before = len(trail.attempts)
             while turns and (not round_ or self.budget.spend()):
                 seen = len(trail.attempts)
-                kind: AttemptKind = "retry" if round_ else "failover" if trail.called else "first"
+                kind: AttemptKind = "retry" if round_ else "failover" if trail.attempts and trail.called else "first"
                 if self.hedge is None or trail.hedged or len(turns) < 2:
                     found = await self._attempt(call(turns.popleft()), kind, trail)
                 else:

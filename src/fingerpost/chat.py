@@ -274,8 +274,8 @@ def _check_keys(body: _Body, source: bytes, layout: Mapping[str, Member]) -> Non
         for name in layout:
             if name not in _FIELDS and name.casefold() in _FIELDS:
                 raise InvalidRequest(f"{name[:100]}: write this field as {name.casefold()}", param=name[:100])
-    _, start, end = layout["messages"]
-    check_messages(body.messages, source, start, end)
+    messages = layout["messages"]
+    check_messages(body.messages, source, messages.value, messages.end)
     wanted = layout.get("response_format")
     if wanted is not None and body.response_format is not None:
         check_object(source[wanted.value : wanted.end], ("type",), "response_format")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 
-class Deadline:
+
+class Deadline(msgspec.Struct, eq=False):
     """One task's; `missed` says that it came before the task had ended what it stood for."""
 
-    __slots__ = ("at", "missed", "task")
-
-    def __init__(self, task: asyncio.Task[object], at: float) -> None:
-        self.task = task
-        self.at = at
-        self.missed = False
+    task: asyncio.Task[object]
+    at: float
+    missed: bool = False
 
 
 class Deadlines:

@@ -240,7 +240,7 @@ class Carrying(_Telling):
     __slots__ = ("_body", "_chunks", "_headers", "_reply")
 
     def __init__(self, gateway: Gateway, body: bytes, headers: Headers, story: _Story, visit: Visit | None) -> None:
-        super().__init__(gateway, story, visit)
+        self._gateway, self._story, self._visit = gateway, story, visit
         self._body, self._headers = body, headers
 
     async def __aenter__(self) -> Answer:

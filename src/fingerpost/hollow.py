@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+
+import msgspec
 
 from fingerpost.errors import InvalidRequest
 from fingerpost.splice import Member
@@ -21,7 +22,7 @@ MOST = 4096
 _TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
-class Hollow(NamedTuple):
+class Hollow(msgspec.Struct, frozen=True):
     """Valid JSON whose long texts are empty, and the holes: where one was (its offset here) and how many bytes it had."""
 
     source: bytes
@@ -31,7 +32,8 @@ class Hollow(NamedTuple):
         """Where the fields that were found in `source` stand in the whole JSON."""
         if not self.holes:
             return members
-        return {name: Member(*(self._restored(at) for at in member)) for name, member in members.items()}
+        restored = self._restored
+        return {name: Member(restored(m.start), restored(m.value), restored(m.end)) for name, m in members.items()}
 
     def _restored(self, at: int) -> int:
         return at + sum(length for hole, length in self.holes if hole < at)

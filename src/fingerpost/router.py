@@ -92,7 +92,8 @@ class Router:
             Refused: `access` leaves none.
         """
         start = self._clock()
-        request = _as_request(request)
+        if not isinstance(request, ChatRequest):
+            request = _as_request(request)
         table = self.table
         if request.routes is not None:
             # Their names are the client's own to choose; which backends it may reach by them is not.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -19,7 +18,7 @@ _KEY = re.compile(rb'[ \t\n\r]*+[{,][ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t
 _END = re.compile(rb"[ \t\n\r]*+}")
 
 
-class Member(NamedTuple):
+class Member(msgspec.Struct, frozen=True, gc=False):
     """Where a field stands: from its key to the end of its value, and where the value begins. Offsets in bytes."""
 
     start: int

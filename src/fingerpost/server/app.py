@@ -217,7 +217,8 @@ class App:
 
     async def _body(self, request: Request, visit: Visit | None) -> bytes:
         """The request body, refused as soon as it is known to be beyond the limits."""
-        limit = self.world.config.server.max_body
+        world = self.world
+        limit = world.config.server.max_body
         try:
             if request.encoding not in (b"", b"identity"):
                 raise _packed()
@@ -227,9 +228,9 @@ class App:
                 body = await request.body(limit) if request.stated <= limit else None
             if body is None:
                 raise InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
-            check_values(body, self.world.config.server.max_values)
+            check_values(body, world.config.server.max_values)
         except (InvalidRequest, ClientGone, asyncio.CancelledError) as error:
-            self.world.gateway.refuse(error if isinstance(error, InvalidRequest) else None, request.id, visit)
+            world.gateway.refuse(error if isinstance(error, InvalidRequest) else None, request.id, visit)
             raise
         return body
 

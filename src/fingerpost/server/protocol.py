@@ -56,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
     """
 
     transport: asyncio.Transport
+    _task: asyncio.Task[None]
 
     def __init__(
         self,
@@ -172,7 +173,8 @@ class ClientConnection(asyncio.Protocol):
         elif not self.transport.is_closing():
             if self._waiting:
                 self._start(self._waiting.popleft())
-            self._read(True)
+            if not self._is_reading:
+                self._read(True)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -266,13 +268,12 @@ class ClientConnection(asyncio.Protocol):
     def _start(self, request: Request) -> None:
         self._request = request
         # Each connection's requests are tasks of the server, which waits for them when it stops.
-        task = self._loop.create_task(self._answer(request))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        self._task = self._loop.create_task(self._answer(request))
+        self._state.tasks.add(self._task)
 
     async def _answer(self, request: Request) -> None:
         """Has the request served, and cuts what could not be brought to an end."""
-        request.task = asyncio.current_task()
+        task = request.task = self._task
         try:
             await self._serve(request)
         except Exception as error:
@@ -281,6 +282,7 @@ class ClientConnection(asyncio.Protocol):
             request.task = None
             if not request.ended:
                 request.cut()
+            self._state.tasks.discard(task)
 
     def _read(self, more: bool) -> None:
         if self._is_reading != more and not self.transport.is_closing():

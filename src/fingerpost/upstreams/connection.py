@@ -133,8 +133,7 @@ class Connection(asyncio.Protocol):
 
     def rest(self) -> None:
         """Notes that it is idle from now on."""
-        self._total = float("inf")
-        self._expect_by(self._loop.time() + self._owner.idle)
+        self._watch.expect_by(self._loop.time() + self._owner.idle)
 
     def fail(self, error: Callable[[str], UpstreamError]) -> None:
         """Ends the reply under way, if any, with an error, and the connection in any case."""

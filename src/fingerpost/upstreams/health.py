@@ -57,12 +57,14 @@ class Circuit:
 
     def refusal(self, now: float) -> UpstreamBusy | None:
         """Why no call may begin now and when one may; None when one may now."""
+        if not self._trips and now >= self._resting_until:
+            return None  # the usual case, in one step
         if now < self._resting_until:
             busy = UpstreamBusy("not called, it asked for a rest", "resting", self._resting_until - now)
             busy.status = self._resting_status
             return busy
         wait = max(self._open_until, self._trying_until) - now
-        if self._trips and wait > 0:
+        if wait > 0:
             return UpstreamBusy("not called, it keeps failing", "open", wait)
         return None
 
@@ -195,7 +197,10 @@ class Place:
 
 
 class Guard:
-    """Stands before a backend: who may call it now, and at which of its URLs. Lives as long as the backend's settings do."""
+    """Stands before a backend: who may call it now, and at which of its URLs. Lives as long as the backend's settings do.
+
+    `now` is the time on its clock.
+    """
 
     def __init__(
         self, backend: Backend, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
@@ -203,7 +208,7 @@ class Guard:
         self.backend = backend
         self.gate = Gate(backend.concurrency, backend.queue)
         self.places = [Place(i, _shown(url), Circuit(backend.breaker, jitter)) for i, url in enumerate(backend.urls)]
-        self._clock = clock
+        self.now = clock
 
     async def enter(self) -> Lease:
         """A lease of one of the URLs, after a wait where others are before.
@@ -222,13 +227,9 @@ class Guard:
             self.gate.leave()
             raise
 
-    def now(self) -> float:
-        """The time on the guard's clock."""
-        return self._clock()
-
     def _pick(self) -> Place:
         """The URL that may be called, has not just failed, and has the fewest calls on their way."""
-        now = self._clock()
+        now = self.now()
         if len(self.places) == 1:  # the usual case, in a few steps
             refusal = self.places[0].circuit.refusal(now)
             if refusal is None:
@@ -270,7 +271,8 @@ class Lease:
 
     def release(self) -> None:
         """Makes room for the next call."""
-        self.settle(None)
+        if self._token is not None:
+            self.settle(None)
         if self._held:
             self._held = False
             self.place.in_flight -= 1
