@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from fingerpost.records import Attempt, Constraint, Decision, Exchange, Usage, Verdict
@@ -75,7 +76,7 @@ def test_a_decision_without_verdict_or_backends_tells_nulls():
 
 
 def test_an_attempt_tells_its_status_or_its_error():
-    assert Attempt("small", None, "cannot connect", 0.12345).to_json() == {
+    assert msgspec.to_builtins(Attempt("small", None, "cannot connect", 0.12345).line()) == {
         "backend": "small", "kind": "first", "status": None, "error": "cannot connect", "ms": 123.5,
     }  # fmt: skip
 
@@ -127,7 +128,7 @@ def test_an_exchange_costs_what_its_backend_asks_for_the_tokens(fields, cost):
     assert exchange(**fields).cost == cost
 
 
-@pytest.mark.parametrize("record", [VERDICT, DECISION, exchange(usage=Usage(1, 2)), Attempt("a", 1), Constraint("a", "b")])
+@pytest.mark.parametrize("record", [VERDICT, DECISION, exchange(usage=Usage(1, 2)), Constraint("a", "b")])
 def test_what_a_record_tells_is_json_without_secrets(record):
     told = json.dumps(record.to_json())
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from fingerpost.routes import OTHER, Backend
 
@@ -133,10 +134,19 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
         """Whether the backend was called at all."""
         return self.kind not in ("full", "resting", "open")
 
-    def to_json(self) -> dict[str, Any]:
-        """The attempt as JSON values."""
-        elapsed = round(self.elapsed * 1e3, 1)
-        return {"backend": self.backend, "kind": self.kind, "status": self.status, "error": self.error, "ms": elapsed}
+    def line(self) -> AttemptLine:
+        """What the log says of it."""
+        return AttemptLine(self.backend, self.kind, self.status, self.error, _milliseconds(self.elapsed))
+
+
+class AttemptLine(msgspec.Struct, frozen=True, gc=False):
+    """An attempt in the log; `ms` is milliseconds."""
+
+    backend: str
+    kind: AttemptKind
+    status: int | None
+    error: str
+    ms: float
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -177,27 +187,64 @@ class Exchange(msgspec.Struct, frozen=True):
             return None
         return self.backend.price.cost(self.usage.input_tokens, self.usage.output_tokens)
 
+    def line(self, at: str | UnsetType = UNSET) -> ExchangeLine:
+        """What the log says of it; `at` is when it was over."""
+        decision, backend, usage = self.decision, self.backend, self.usage
+        confidence = None if decision is None else decision.confidence
+        return ExchangeLine(
+            at,
+            self.request_id,
+            self.outcome,
+            self.status,
+            self.key,
+            self.stream,
+            decision.route if decision else None,
+            backend.name if backend else None,
+            None if confidence is None else round(confidence, 4),
+            decision.source if decision else None,
+            decision.reason if decision else None,
+            int(decision.elapsed * 1e6 + 0.5) / 1e3 if decision else None,
+            [attempt.line() for attempt in self.attempts],
+            None if self.first_byte is None else _milliseconds(self.first_byte),
+            _milliseconds(self.elapsed),
+            self.sent_bytes,
+            usage.input_tokens if usage else None,
+            usage.output_tokens if usage else None,
+            self.cost,
+            self.error,
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """The exchange as JSON values: one line of the log."""
-        decision, backend = self.decision, self.backend
-        return {
-            "request_id": self.request_id,
-            "outcome": self.outcome,
-            "status": self.status,
-            "key": self.key,
-            "stream": self.stream,
-            "route": decision.route if decision else None,
-            "backend": backend.name if backend else None,
-            "confidence": None if decision is None or decision.confidence is None else round(decision.confidence, 4),
-            "source": decision.source if decision else None,
-            "reason": decision.reason if decision else None,
-            "decision_ms": round(decision.elapsed * 1e3, 3) if decision else None,
-            "attempts": [attempt.to_json() for attempt in self.attempts],
-            "first_byte_ms": None if self.first_byte is None else round(self.first_byte * 1e3, 1),
-            "ms": round(self.elapsed * 1e3, 1),
-            "bytes": self.sent_bytes,
-            "input_tokens": self.usage.input_tokens if self.usage else None,
-            "output_tokens": self.usage.output_tokens if self.usage else None,
-            "cost_usd": self.cost,
-            "error": self.error,
-        }
+        """The exchange as JSON values: its line of the log, without the time."""
+        told: dict[str, Any] = msgspec.to_builtins(self.line())
+        return told
+
+
+class ExchangeLine(msgspec.Struct, frozen=True):
+    """An exchange in the log, ready to be encoded: a struct, which takes half the time of a dictionary."""
+
+    at: str | UnsetType
+    request_id: str
+    outcome: Outcome
+    status: int
+    key: str | None
+    stream: bool
+    route: str | None
+    backend: str | None
+    confidence: float | None
+    source: str | None
+    reason: str | None
+    decision_ms: float | None
+    attempts: list[AttemptLine]
+    first_byte_ms: float | None
+    ms: float
+    bytes: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: float | None
+    error: str
+
+
+def _milliseconds(seconds: float) -> float:
+    """With one decimal; `round` takes ten times as long."""
+    return int(seconds * 1e4 + 0.5) / 10

@@ -12,9 +12,10 @@ from typing import TextIO
 
 import msgspec
 
-from fingerpost.records import Exchange
+from fingerpost.records import Exchange, ExchangeLine
 
 _log = logging.getLogger("fingerpost.observers")
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class JsonLog:
@@ -26,13 +27,12 @@ class JsonLog:
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.time) -> None:  # noqa: TID251  (a stamp)
         self._stream = stream
         self._now = now
-        self._lines: list[str] = []
+        self._lines: list[ExchangeLine] = []
 
     def observe(self, exchange: Exchange) -> None:
         """Takes one exchange, stamped with UTC."""
         seconds, milliseconds = divmod(int(self._now() * 1e3), 1000)
-        told = {"at": f"{_second(seconds)}.{milliseconds:03d}+00:00", **exchange.to_json()}
-        self._lines.append(msgspec.json.encode(told).decode() + "\n")
+        self._lines.append(exchange.line(f"{_second(seconds)}.{milliseconds:03d}+00:00"))
         if len(self._lines) > 1:
             return
         try:
@@ -44,7 +44,7 @@ class JsonLog:
         """Writes what was taken."""
         lines, self._lines = self._lines, []
         try:
-            self._stream.write("".join(lines))
+            self._stream.write(_encode_lines(lines).decode())
             self._stream.flush()
         except (OSError, ValueError) as error:  # a full disk, a reader that has gone, a stream that was closed
             _log.error("the log of requests cannot be written: %s", type(error).__name__)
