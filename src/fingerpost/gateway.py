@@ -20,7 +20,7 @@ from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
 from fingerpost.routes import EVERYTHING, Backend, RouteTable
-from fingerpost.upstreams import Call, Headers, Reply, Upstream, Upstreams
+from fingerpost.upstreams import Call, Headers, Reply, Take, Upstream, Upstreams
 from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader
 
@@ -321,13 +321,13 @@ class _Head:
 class Chunks:
     """The reply's chunks as they are, counted, with usage read in passing."""
 
-    __slots__ = ("_chunks", "_next", "_reader", "_story", "whole")
+    __slots__ = ("_chunks", "_next", "_pour", "_reader", "_story", "whole")
 
     def __init__(self, reply: Reply, first: bytes, head: _Head, story: _Story) -> None:
         # A body of which all is there need not be waited for: `whole`, to be sent at once; else empty.
         self.whole = first if first and head.length == b"%d" % len(first) else b""
         self._reader = None if head.encoded else UsageReader(stream=head.events)
-        self._chunks, self._story = reply.chunks, story
+        self._chunks, self._pour, self._story = reply.chunks, reply.pour, story
         self._next: bytes | None = first
 
     def __aiter__(self) -> Chunks:
@@ -345,6 +345,16 @@ class Chunks:
             raise StopAsyncIteration
         self._count(chunk)
         return chunk
+
+    async def pour(self, take: Take) -> None:
+        """Hands the chunks that come to `take`, as far as the upstream can do that; see `Reply`. Then go on iterating."""
+        if self._pour is not None:
+
+            def count_and_take(chunk: bytes) -> bool:
+                self._count(chunk)
+                return take(chunk)
+
+            await self._pour(count_and_take)
 
     def take(self) -> None:
         """Notes that the whole was sent."""

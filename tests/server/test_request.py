@@ -19,8 +19,15 @@ def request_on(line: Any, method: str = "POST", *, keep_alive: bool = True) -> R
 async def write_all(request: Request, *chunks: bytes, headers: Any = (), status: int = 200) -> None:
     request.begin(status, headers)
     for chunk in chunks:
-        await request.write(chunk)
+        request.write(chunk)
+        await request.drained()
     request.end()
+
+
+def begun(line: Any) -> Request:
+    request = request_on(line)
+    request.begin(200, [])
+    return request
 
 
 # Whole responses
@@ -97,6 +104,9 @@ async def test_a_slow_client_is_waited_for(new_line: Any) -> None:
     line.is_full = True
     await write_all(request_on(line), b"one", b"two")
     assert line.waits == 2
+    assert not begun(line).write(b"three")
+    line.is_full = False
+    assert begun(line).write(b"three")
 
 
 # Broken off
@@ -111,7 +121,7 @@ async def test_an_event_ends_a_stream_that_was_broken_off(new_line: Any, last: l
     request = request_on(line)
     request.begin(200, EVENTS)
     for chunk in last:
-        await request.write(chunk)
+        request.write(chunk)
     assert request.takes_events
     request.end_with_event(b"{}")
     event = gap + b"data: {}\n\n"
@@ -134,7 +144,7 @@ async def test_what_is_cut_cannot_pass_for_the_whole(new_line: Any, is_http10: b
     request = request_on(line)
     request.is_http10 = is_http10
     request.begin(200, [])
-    await request.write(b"one")
+    request.write(b"one")
     request.cut()
     assert line.transport.end == end
     assert not line.body.endswith(b"0\r\n\r\n")

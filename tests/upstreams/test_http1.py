@@ -645,6 +645,110 @@ async def test_no_connection_in_time_is_told_apart(kind: type[Client]) -> None:
         assert failure(raised.value) == "no connection in time"
 
 
+# Pouring
+
+
+async def pour(reply: Reply, into: list[bytes], enough: int = 100) -> list[bytes]:
+    """All chunks of a reply, those poured marked by a P before them; the function has had enough of every `enough`th."""
+    poured: list[bytes] = []
+
+    def take(chunk: bytes) -> bool:
+        poured.append(chunk)
+        into.append(b"P" + chunk)
+        return len(poured) % enough > 0
+
+    assert reply.pour is not None
+    async for chunk in reply.chunks:
+        into.append(chunk)
+        await reply.pour(take)
+    return into
+
+
+def in_steps(*pieces: bytes, step: float = 0.05, close: bool = False) -> Callable[[Peer], Any]:
+    async def script(peer: Peer) -> None:
+        for _ in range(2):
+            await peer.answer(pieces[0])
+            for piece in pieces[1:]:
+                await asyncio.sleep(step)
+                await peer.say(piece)
+            if close:
+                peer.close()
+
+    return script
+
+
+async def test_what_is_poured_comes_as_it_arrives_to_the_end_and_the_connection_is_kept() -> None:
+    script = in_steps(CHUNKED + b"3\r\none\r\n", b"4\r\n two\r\n", b"6\r\n three\r\n2\r\n 4\r\n", b"0\r\n\r\n")
+    async with backend(script) as one, upstream_to(one.url) as upstream:
+        for _ in range(2):
+            reply = await send(upstream)
+            assert await pour(reply, []) == [b"one", b"P two", b"P three 4"]
+            await reply.close()
+        assert len(one.peers) == 1
+
+
+async def test_who_has_had_enough_goes_on_iterating() -> None:
+    script = in_steps(CHUNKED + b"1\r\n1\r\n", *(b"1\r\n%d\r\n" % number for number in range(2, 8)), b"0\r\n\r\n")
+    async with backend(script) as one, upstream_to(one.url) as upstream:
+        assert await pour(await send(upstream), [], enough=2) == [b"1", b"P2", b"P3", b"4", b"P5", b"P6", b"7"]
+
+
+@pytest.mark.parametrize(("last", "why"), [(b"3\r\nth", BROKE), (b"ZZ\r\n", INVALID)])
+async def test_what_breaks_off_while_it_is_poured_is_an_error_after_what_had_come(last: bytes, why: str) -> None:
+    script = in_steps(CHUNKED + b"3\r\none\r\n", b"4\r\n two\r\n", last, close=True)
+    chunks: list[bytes] = []
+    async with backend(script) as one, upstream_to(one.url) as upstream:
+        reply = await send(upstream)
+        with pytest.raises(UpstreamError) as raised:
+            await pour(reply, chunks)
+    assert failure(raised.value) == why
+    assert b"".join(chunks) in (b"oneP two", b"oneP twoPth")
+
+
+async def test_what_goes_wrong_where_it_is_poured_to_is_told_to_who_pours() -> None:
+    def take(chunk: bytes) -> bool:
+        raise ConnectionAbortedError(chunk.decode())
+
+    script = in_steps(OK + b"content-length: 9\r\n\r\n1", b"23", b"456789")
+    async with backend(script) as one, upstream_to(one.url) as upstream:
+        reply = await send(upstream)
+        assert await anext(reply.chunks) == b"1"
+        assert reply.pour is not None
+        with pytest.raises(ConnectionAbortedError, match="23"):
+            await reply.pour(take)
+        assert await anext(reply.chunks) == b"456789"
+
+
+async def test_who_stops_pouring_gets_no_more() -> None:
+    taken: list[bytes] = []
+    script = in_steps(CHUNKED + b"1\r\n1\r\n", *[b"1\r\n2\r\n"] * 20)
+    async with backend(script) as one, upstream_to(one.url) as upstream:
+        reply = await send(upstream)
+        assert await anext(reply.chunks) == b"1"
+        assert reply.pour is not None
+        pouring = asyncio.ensure_future(reply.pour(lambda chunk: not taken.append(chunk)))
+        await happens(lambda: len(taken) > 1)
+        pouring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pouring
+        got = len(taken)
+        assert await anext(reply.chunks) == b"2"
+        await reply.close()
+        assert len(taken) == got
+        await happens(lambda: one.ended == 1)
+
+
+async def test_a_pause_beyond_the_limits_ends_what_is_poured_and_shorter_ones_do_not() -> None:
+    pieces = [b"1\r\nx\r\n"] * 8
+    script = in_steps(CHUNKED + pieces[0], *pieces, step=0.1)
+    chunks: list[bytes] = []
+    async with backend(script) as one, upstream_to(one.url, timeouts=Timeouts(read=0.6)) as upstream:
+        reply = await send(upstream)
+        with pytest.raises(UpstreamTimeout, match=LATE):
+            await pour(reply, chunks)
+    assert chunks == [b"x", *[b"Px"] * 8]
+
+
 # Back-pressure and letting go
 
 

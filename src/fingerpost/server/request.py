@@ -150,15 +150,15 @@ class Request:
         ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         self._head = b"%b%b%b%b" % (_STATUS_LINES[status], fields(headers), framing, ending)
 
-    async def write(self, chunk: bytes) -> None:
-        """Writes a chunk of the body, and waits while the client takes less than it is given.
+    def write(self, chunk: bytes) -> bool:
+        """Writes a chunk of the body; whether the client has room for more. If not, wait until it has `drained`.
 
         Raises:
             ConnectionAbortedError: it is more than the length that was stated.
         """
         if self._left >= 0:
             if self.method == "HEAD":
-                return
+                return True
             self._left -= len(chunk)
             if self._left < 0:
                 raise ConnectionAbortedError("the body is longer than was stated")
@@ -168,6 +168,10 @@ class Request:
         else:
             self._line.transport.write(data)
         self._tail = chunk if len(chunk) > 3 else self._tail[-3:] + chunk
+        return not self._line.is_full
+
+    async def drained(self) -> None:
+        """Waits while the client takes less than it is given."""
         if self._line.is_full:
             await self._line.drained()
 

@@ -32,7 +32,9 @@ async def pass_on(answer: Answer, request: Request, visit: Visit | None) -> None
         return chunks.take()
     request.begin(answer.status, headers)
     async for chunk in chunks:
-        await request.write(chunk)
+        if request.write(chunk):
+            await chunks.pour(request.write)
+        await request.drained()
     request.end()
 
 

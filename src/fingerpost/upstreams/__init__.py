@@ -27,6 +27,10 @@ class Call(msgspec.Struct, frozen=True):
     deadline: float | None = None
 
 
+Take = Callable[[bytes], bool]
+"""Takes a piece of a body; whether more may come at once."""
+
+
 async def _nothing() -> None:
     return None
 
@@ -35,13 +39,16 @@ class Reply(msgspec.Struct, frozen=True):
     """A backend's answer: status, headers and body chunks as they arrive.
 
     Iterating `chunks` raises UpstreamError when the backend breaks off. `close` gives the connection back, or cuts it when
-    the body was not read to its end; call it always.
+    the body was not read to its end; call it always. `pour`, where there is one, spares waking a task for each chunk: from
+    the moment that it is awaited, what comes goes straight to a function. It returns at the end of the body, whatever that
+    is, or when the function has had enough; then go on iterating.
     """
 
     status: int
     headers: Headers
     chunks: AsyncIterator[bytes]
     close: Callable[[], Awaitable[None]] = _nothing
+    pour: Callable[[Take], Awaitable[None]] | None = None
 
     def header(self, name: bytes) -> bytes:
         """The value of the first header of that (lower-case) name; empty when there is none."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from fingerpost.errors import UpstreamError
 from fingerpost.routes import Timeouts
-from fingerpost.upstreams import Reply, openai
+from fingerpost.upstreams import Reply, Take, openai
 from fingerpost.upstreams.watch import Watch
 from fingerpost.upstreams.wire import Incoming, NotHttp, ReplyParser
 
@@ -42,13 +42,17 @@ class Owner(Protocol):
 
 
 class Body(Incoming):
-    """A reply coming in over a connection; as an iterator, its body: whatever came since the last look, in one piece."""
+    """A reply coming in over a connection; as an iterator, its body: whatever came since the last look, in one piece.
 
-    __slots__ = ("_connection", "error")
+    While it is poured, `take` is where it goes.
+    """
+
+    __slots__ = ("_connection", "error", "take")
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self.error: UpstreamError | None = None
+        self.take: Take | None = None
         self._connection = connection
 
     def __aiter__(self) -> Body:
@@ -61,10 +65,25 @@ class Body(Incoming):
             if self.complete:
                 raise StopAsyncIteration
             await self._connection.news()
-        chunk = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-        self.parts.clear()
+        chunk = self.in_one_piece()
         if not self.complete:
             self._connection.taken()
+        return chunk
+
+    async def pour(self, take: Take) -> None:
+        """Hands what comes to `take`, until nothing more comes or it has had enough. See `Reply`."""
+        if self.parts or self.complete or self.error is not None:
+            return
+        self.take = take
+        try:
+            await self._connection.news()
+        finally:
+            self.take = None
+
+    def in_one_piece(self) -> bytes:
+        """What has come and was not taken, which is taken now."""
+        chunk = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        self.parts.clear()
         return chunk
 
     async def close(self) -> None:
@@ -117,7 +136,7 @@ class Connection(asyncio.Protocol):
         except BaseException:
             self.cut()
             raise
-        return Reply(body.status, tuple(body.headers), body, body.close)
+        return Reply(body.status, tuple(body.headers), body, body.close, body.pour)
 
     def news(self) -> asyncio.Future[None]:
         """What is done when something has come, or the connection has failed."""
@@ -163,15 +182,20 @@ class Connection(asyncio.Protocol):
             self._parser.feed(data)
         except NotHttp:
             return self.fail(openai.not_http)
-        if body.complete:
-            self._complete(body)
-        else:
+        if body.take is not None:
+            if body.parts and not self._hand_on(body, body.take):
+                body.take = None
+        elif not body.complete:
             self._held += len(data)
             if self._held < HIGH_WATER:
                 self._expect_by(self._loop.time() + self._owner.limits.read)
             elif self._held - len(data) < HIGH_WATER:
                 self.transport.pause_reading()
                 self._expect_by(self._total)  # it is we who make the backend wait
+        if body.complete:
+            self._complete(body)
+        elif body.take is not None:
+            return self._expect_by(self._loop.time() + self._owner.limits.read)
         self._tell()
 
     def eof_received(self) -> None:
@@ -201,6 +225,15 @@ class Connection(asyncio.Protocol):
         while self._unsent and not self._blocked:
             piece, self._unsent = self._unsent[:HIGH_WATER], self._unsent[HIGH_WATER:]
             self.transport.write(piece)
+
+    def _hand_on(self, body: Body, take: Take) -> bool:
+        """Hands on what has come; whether more may come. What goes wrong there is for the one who pours."""
+        try:
+            return take(body.in_one_piece())
+        except Exception as error:
+            if self._news is not None and not self._news.done():
+                self._news.set_exception(error)
+            return False
 
     def _complete(self, body: Body) -> None:
         self._body = None

@@ -49,7 +49,7 @@ class Guarded:
             lease.settle(False)
 
         chunks = _Chunks(reply, lease, call)
-        return Reply(reply.status, reply.headers, chunks, chunks.close)
+        return Reply(reply.status, reply.headers, chunks, chunks.close, reply.pour)
 
     async def probe(self) -> None:
         """Asks each URL whether it lives, and lets one call try those that do."""
