@@ -92,19 +92,18 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
         """The number of images anywhere in the conversation."""
         return sum(message.images for message in self.messages)
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """16 bytes that are equal exactly for conversations that look the same to a classifier (metadata left out)."""
-        hasher = blake2b(digest_size=16)
+        parts: list[bytes] = []
         for message in self.messages:
-            hasher.update(f"{message.role}|{','.join(message.media)}|{message.calls_tools:d}{message.in_parts:d}".encode())
+            parts.append(f"{message.role}|{','.join(message.media)}|{message.calls_tools:d}{message.in_parts:d}".encode())
             for text in message.texts:
                 encoded = text.encode("utf-8", "surrogatepass")
-                hasher.update(b"|%d|" % len(encoded))
-                hasher.update(encoded)
-            hasher.update(b"\n")
-        hasher.update(repr(self.tools).encode("utf-8", "surrogatepass"))
-        return hasher.digest()
+                parts += b"|%d|" % len(encoded), encoded
+            parts.append(b"\n")
+        parts.append(repr(self.tools).encode("utf-8", "surrogatepass"))
+        return blake2b(b"".join(parts), digest_size=16).digest()
 
 
 class Needs(msgspec.Struct, frozen=True, gc=False):
@@ -224,7 +223,10 @@ class ChatRequest(msgspec.Struct, frozen=True):
         if isinstance(self.source, bytes):
             if model == self.model and "model" in self.layout and "fingerpost" not in self.layout:
                 return self.source
-            return splice(self.source, self.layout, {"model": msgspec.json.encode(model), "fingerpost": None})
+            changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
+            if "fingerpost" in self.layout:
+                changes["fingerpost"] = None
+            return splice(self.source, self.layout, changes)
         try:
             return msgspec.json.encode(
                 {**{key: self.source[key] for key in self.source if key != "fingerpost"}, "model": model}

@@ -28,7 +28,7 @@ class Verdict(msgspec.Struct, frozen=True):
     @property
     def route(self) -> str:
         """The most probable route; `other` when there is nothing to choose from."""
-        return max(self.probabilities, key=lambda name: self.probabilities[name], default=OTHER)
+        return max(self.probabilities, key=self.probabilities.__getitem__, default=OTHER)
 
     @property
     def confidence(self) -> float:
