@@ -6,7 +6,7 @@ import pytest
 
 from fingerpost.chat import ChatRequest
 from fingerpost.errors import InvalidRequest
-from fingerpost.once import SMALL
+from fingerpost.once import SHORT
 
 TOOL_CALL = '"tool_calls":[{"type":"function","id":"role","function":{"name":"content"}}]'
 IMAGE = '{"type":"image_url","image_url":{"url":"data:"}}'
@@ -43,7 +43,7 @@ DOUBLED = [
 
 
 @pytest.mark.parametrize("before", [(), (of('"é"'), f'{{"role":"assistant","content":null,{TOOL_CALL}}}')])
-@pytest.mark.parametrize("padding", [0, SMALL])
+@pytest.mark.parametrize("padding", [0, 20 * SHORT])
 @pytest.mark.parametrize(("message", "path"), DOUBLED)
 def test_a_field_that_is_there_twice_is_refused_with_its_path(
     message: str, path: str, padding: int, before: tuple[str, ...]
@@ -55,7 +55,7 @@ def test_a_field_that_is_there_twice_is_refused_with_its_path(
     assert (raised.value.status, raised.value.code, raised.value.param) == (400, "duplicate_key", param)
 
 
-@pytest.mark.parametrize("padding", [0, SMALL])
+@pytest.mark.parametrize("padding", [0, 20 * SHORT])
 @pytest.mark.parametrize(
     "message",
     [

@@ -15,8 +15,8 @@ MESSAGE_FIELDS = ("role", "content", "refusal", "tool_calls", "function_call")
 PART_FIELDS = ("type", "text", "refusal")
 """The fields that decide over a route or a backend; any others pass as they are."""
 
-SMALL = 2_000_000
-"""Bytes of messages up to which searching them for names is the fastest way."""
+SHORT = 512
+"""Bytes that messages have at most, on average, where searching them for names is the fastest way."""
 
 _RARE = (b'"refusal"', b'"tool_calls"', b'"function_call"')
 _ESCAPED_LETTER = re.compile(rb"\\u00[567]")
@@ -45,7 +45,7 @@ def check_messages(messages: Sequence[Any], source: bytes, start: int, end: int)
     Raises:
         InvalidRequest: with the path of the field.
     """
-    if end - start <= SMALL and _are_once(messages, source[start:end]):
+    if end - start <= SHORT * len(messages) and _are_once(messages, source[start:end]):
         return
     for place, fields in enumerate(_decode_objects(memoryview(source)[start:end])):
         _check_once(fields, MESSAGE_FIELDS, f"messages[{place}]")
