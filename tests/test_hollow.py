@@ -98,3 +98,32 @@ def test_values_beside_an_image_are_counted():
 
     with pytest.raises(InvalidRequest, match="more than 100 values"):
         check_values(body(image=IMAGE, values=[0] * 200), 100)
+
+
+def part(key: str, value: str, kind: str = "image_url") -> dict:
+    return {"type": kind, kind: {key: value}}
+
+
+@pytest.mark.parametrize(
+    ("content", "only"),
+    [
+        ([part("url", IMAGE)], True),
+        ([part("url", IMAGE), {"type": "text", "text": "what is it?"}, part("file_data", IMAGE, "file")], True),
+        ([{"type": "input_image", "image_url": IMAGE}], True),
+        ([part("url", IMAGE), {"type": "text", "text": LONG_TEXT}], False),
+        ([{"type": "text", "text": IMAGE}], False),
+        ([part("data", IMAGE, "input_audio")], False),
+        ([part("url", "https://host/" + LONG_TEXT), part("url", IMAGE)], False),
+        (IMAGE, False),
+    ],
+)
+def test_payloads_are_told_from_texts_which_are_read_whole(content, only):
+    source = body(model="a", messages=[{"role": "user", "content": content}])
+    texts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+
+    assert hollow(source).only_payloads is only
+    assert ChatRequest.parse(source).conversation.text == "\n".join(texts)
+
+
+def test_a_payload_needs_a_key_before_it():
+    assert not hollow(b'"' + IMAGE.encode() + b'"').only_payloads

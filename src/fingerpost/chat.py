@@ -194,7 +194,9 @@ class ChatRequest(msgspec.Struct, frozen=True):
         try:
             if isinstance(source, bytes):
                 check_utf8(source)
-                body, bare = _decode_body(source), hollow(source)
+                bare = hollow(source)
+                # Nothing here looks into an image.
+                body = _decode_body(bare.source if bare.only_payloads else source)
                 layout = locate(bare.source)
                 _check_keys(body, bare.source, layout)
                 return _checked(body, source, bare.restored(layout))

@@ -19,14 +19,19 @@ LONG = 65_536
 MOST = 4096
 """Texts that are looked at; a body of more of them is hardly made of long ones."""
 
+_PAYLOAD = re.compile(rb'"(?:url|image_url|file_data)"[ \t\n\r]*+:[ \t\n\r]*+"data:[^" ,]{0,100};base64,')
 _TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 
 class Hollow(msgspec.Struct, frozen=True):
-    """Valid JSON whose long texts are empty, and the holes: where one was (its offset here) and how many bytes it had."""
+    """Valid JSON whose long texts are empty, and the holes: where one was (its offset here) and how many bytes it had.
+
+    `only_payloads` says that all of them were data URLs of images and files, where the API has those.
+    """
 
     source: bytes
     holes: tuple[tuple[int, int], ...] = ()
+    only_payloads: bool = False
 
     def restored(self, members: Mapping[str, Member]) -> Mapping[str, Member]:
         """Where the fields that were found in `source` stand in the whole JSON."""
@@ -48,7 +53,7 @@ def hollow(source: bytes, large: int = LARGE, long: int = LONG) -> Hollow:
         return Hollow(source)
     kept: list[memoryview] = []
     holes: list[tuple[int, int]] = []
-    view, at, taken, size = memoryview(source), 0, 0, 0
+    view, at, taken, size, only_payloads = memoryview(source), 0, 0, 0, True
     for _ in range(MOST):
         start = source.find(b'"', at)
         end = source.find(b'"', start + 1) if start >= 0 else -1
@@ -62,11 +67,18 @@ def hollow(source: bytes, large: int = LARGE, long: int = LONG) -> Hollow:
             continue
         at = end + 1
         if end - start > long:
+            only_payloads = only_payloads and _is_payload(source, start)
             kept.append(view[taken : start + 1])
             size += len(kept[-1])
             holes.append((size, end - start - 1))
             taken = end
-    return Hollow(b"".join([*kept, view[taken:]]), tuple(holes)) if holes else Hollow(source)
+    return Hollow(b"".join([*kept, view[taken:]]), tuple(holes), only_payloads) if holes else Hollow(source)
+
+
+def _is_payload(source: bytes, start: int) -> bool:
+    """Whether the text that begins there is a data URL as the value of a key that stands for one."""
+    key = source.rfind(b'"', 0, max(source.rfind(b'"', 0, start), 0))
+    return key >= 0 and _PAYLOAD.match(source, key) is not None
 
 
 def check_values(source: bytes, most: int) -> None:
