@@ -36,8 +36,8 @@ class Embedded:
     """Reads with the trained encoder; what it computes for a table is kept by the table's digest.
 
     Encoding runs in `threads` worker threads, one for each CPU core unless given, so that a decision never blocks the event
-    loop. Each conversation is encoded by itself: the graph's activations are quantised per batch, so beside others it would
-    get another verdict.
+    loop; the many texts of a large table are shared among as many. Each conversation is encoded by itself: the graph's
+    activations are quantised per batch, so beside others it would get another verdict.
     """
 
     name = "embedded"
@@ -45,7 +45,8 @@ class Embedded:
 
     def __init__(self, artifact: Path = ARTIFACT, threads: int | None = None) -> None:
         self._artifact = artifact
-        self._workers = ThreadPoolExecutor(threads or cores(), thread_name_prefix="fingerpost-embedded")
+        self._threads = threads or cores()
+        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="fingerpost-embedded")
         self._tables: OrderedDict[bytes, tuple[Matcher, Clean]] = OrderedDict()
         self._lock = Lock()
 
@@ -100,7 +101,7 @@ class Embedded:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return Encoder(self._artifact)
+        return Encoder(self._artifact, at_once=self._threads)
 
     def _match(self, routes: tuple[Route, ...]) -> Matcher:
         calibration = Calibration.from_json(self._encoder.settings["calibration"])
@@ -112,7 +113,7 @@ class Embedded:
         laid = [lay_out([Turn("user", example)], self._encoder.tokenize, mend) for _, example in examples]
         seen = self._encoder.encode_many(laid).vectors
         places, spelled = [place for place, _ in examples], letters([one.said for one in laid])
-        lesson = teach(seen, places, matcher.scores(seen), calibration, matcher.sharpness, spelled)
+        lesson = teach(seen, places, matcher.scores(seen), calibration, matcher.sharpness, spelled, matcher.nameless)
         return replace(matcher, lesson=lesson)
 
 

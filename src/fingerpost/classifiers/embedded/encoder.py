@@ -6,6 +6,7 @@ import json
 import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,13 @@ class Encoded:
 class Encoder:
     """Runs the trained encoder; `settings` is the artifact's JSON.
 
+    `threads` work on one batch, and up to `at_once` batches are worked on when there are many.
+
     Raises:
         ValueError: the artifact has a format that this code does not read.
     """
 
-    def __init__(self, artifact: Path = ARTIFACT, threads: int = 1) -> None:
+    def __init__(self, artifact: Path = ARTIFACT, threads: int = 1, at_once: int = 1) -> None:
         self.settings: dict[str, Any] = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))
         if self.settings.get("format") != FORMAT:
             raise ValueError(f"{artifact} has format {self.settings.get('format')}, but this version reads {FORMAT}")
@@ -67,6 +70,7 @@ class Encoder:
         self._session = onnxruntime.InferenceSession(
             str(artifact / "encoder.onnx"), options, providers=["CPUExecutionProvider"]
         )
+        self._at_once = at_once
         self._vectors: OrderedDict[tuple[object, str], Array] = OrderedDict()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         self.spelling = Spelling([*whole_words(vocabulary), *(artifact / "words.txt").read_text(encoding="utf-8").split()])
@@ -88,9 +92,17 @@ class Encoder:
         batches = [places[i : i + _MANY] for places in by_length.values() for i in range(0, len(places), _MANY)]
         width = int(self.settings["width"])
         vectors, none = np.empty((len(laid), width), np.float32), np.empty(len(laid), np.float32)
-        for places in batches:
+
+        def run(places: list[int]) -> None:
             encoded = self._run([laid[place] for place in places])
             vectors[places], none[places] = encoded.vectors, encoded.none
+
+        if self._at_once > 1 and len(laid) > _MANY:
+            with ThreadPoolExecutor(self._at_once) as pool:
+                list(pool.map(run, batches))
+        else:
+            for places in batches:
+                run(places)
         return Encoded(vectors, none)
 
     def encode_routes(self, texts: Sequence[str]) -> Array:

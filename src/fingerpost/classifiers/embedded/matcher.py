@@ -26,8 +26,13 @@ WORDING, CHANCE = 4.0, 0.15
 Where routes lack examples, and so cannot answer likeness with likeness, up to twice as much counts as chance.
 """
 
-_FIT_STEPS = 80
-_FOLD_STEPS = 40
+BOLDNESS = 16
+"""How much longer than the safe step the first one of the regression is."""
+
+ENOUGH = 0.01
+"""The regression ends with a step that lowers the loss by less than this share of it."""
+
+_MOST_STEPS = 80
 _SHARPNESSES = np.exp(np.linspace(-1.2, 0.8, 41)).astype(np.float32)
 
 
@@ -170,25 +175,27 @@ def teach(
     calibration: Calibration,
     sharpness: float,
     letters: Array | None = None,
+    nameless: float = 1.0,
 ) -> Lesson:
     """What examples (rows x width, the routes they belong to, their scores by description, their runs of letters) teach.
 
     The sharpness is the one that suits examples which a correction fitted on the other half of them has not seen; with few
     examples it stays near the given one, which suits the descriptions, and where routes lack examples it is never above that.
+    `nameless` is the share of routes without a description: examples have to say more there, and less where there is one.
     """
     targets = np.asarray(labels)
     share = len(set(targets.tolist())) / scores.shape[1]
     # Where routes lack examples, nothing holds back those that have some: only text like theirs may move (no centre, no bias),
     # and up to half as far.
-    whole, pull = share == 1, calibration.pull * (2 - share)
+    whole, pull = share == 1, calibration.pull * (2 - share) * (2 - nameless)
     middle = vectors.mean(0) if whole else np.zeros_like(vectors[0])
     inputs = (vectors - middle) * np.float32(SPREAD)
-    weights, bias = _fit(inputs, targets, scores, pull, _FIT_STEPS, whole)
+    weights, bias = _fit(inputs, targets, scores, pull, whole)
     half = _halves(targets)
     held = np.empty_like(scores)
     for part in (0, 1):
         seen, unseen = half != part, half == part
-        part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], pull, _FOLD_STEPS, whole)
+        part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], pull, whole)
         held[unseen] = scores[unseen] + inputs[unseen] @ part_weights.T + part_bias
         if letters is not None:
             held[unseen] += _wording(letters[unseen], letters[seen], targets[seen], scores.shape[1], share)
@@ -196,9 +203,7 @@ def teach(
     return Lesson(middle, weights, bias, found if whole else min(found, sharpness), vectors, letters, targets, share)
 
 
-def _fit(
-    inputs: Array, targets: npt.NDArray[np.intp], scores: Array, pull: float, steps: int, biased: bool
-) -> tuple[Array, Array]:
+def _fit(inputs: Array, targets: npt.NDArray[np.intp], scores: Array, pull: float, biased: bool) -> tuple[Array, Array]:
     """Weights and bias of the correction: class-balanced cross-entropy by Nesterov's method (the problem is convex)."""
     rows, routes = scores.shape
     counts = np.bincount(targets, minlength=routes)
@@ -206,13 +211,23 @@ def _fit(
     wanted = np.zeros((rows, routes), np.float32)
     wanted[np.arange(rows), targets] = 1
     shrink = np.float32(pull / routes)
-    rate = np.float32(1 / (0.25 * _steepness(inputs * np.sqrt(share)) + 0.25 + shrink))
+    # A step of the safe rate never goes too far, whatever the shares are. It is far too short nearly always: a much longer one
+    # is tried, and shortened where it makes things worse, as momentum then starts again (O'Donoghue and Candes, 2015).
+    safe = np.float32(1 / (0.25 * _steepness(inputs * np.sqrt(share)) + 0.25 + shrink))
+    rate = safe * np.float32(BOLDNESS)
     # A route without examples keeps what its description says.
     free = (counts > 0).astype(np.float32)[:, None]
     weights, bias = np.zeros((routes, inputs.shape[1]), np.float32), np.zeros(routes, np.float32)
-    ahead, bias_ahead, momentum = weights, bias, 1.0
-    for _ in range(steps if rows else 0):
-        error = (softmax(scores + inputs @ ahead.T + bias_ahead) - wanted) * share
+    ahead, bias_ahead, momentum, before = weights, bias, 1.0, np.inf
+    for _ in range(_MOST_STEPS if rows else 0):
+        shares = softmax(scores + inputs @ ahead.T + bias_ahead)
+        loss = -float(np.log(shares[wanted > 0] + 1e-9) @ share[:, 0]) + float(shrink) / 2 * float(np.vdot(ahead, ahead))
+        if loss > before and rate > safe:
+            rate, ahead, bias_ahead, momentum, before = max(rate / 2, safe), weights, bias, 1.0, np.inf
+            continue
+        if 0 <= before - loss < ENOUGH * loss:
+            break
+        before, error = loss, (shares - wanted) * share
         new = ahead - rate * free * (error.T @ inputs + shrink * ahead)
         new_bias = bias_ahead - rate * free[:, 0] * error.sum(0) * biased
         following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
