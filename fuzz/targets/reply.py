@@ -51,8 +51,9 @@ def check(data: bytes) -> None:
     for pieces in cuttings(first):
         assert _parsed(pieces) == one, (pieces, _parsed(pieces), one)
     _compare_with_h11(first, one)
-    _check_connection([first], second, one)
-    _check_connection(cuttings(first)[-1], second, one)
+    for pieces in ([first], *cuttings(first)):
+        for enough in (0, 2, 1000):
+            _check_connection(pieces, second, one, enough)
     _check_head(data)
 
 
@@ -161,24 +162,27 @@ class Owner:
 _loop = asyncio.new_event_loop()
 
 
-def _check_connection(pieces: list[bytes], second: bytes, expected: Result) -> None:
-    """Both requests on one connection end in a result or in one of our errors; the second has nothing of the first's bytes."""
+def _check_connection(pieces: list[bytes], second: bytes, expected: Result, enough: int) -> None:
+    """Both requests on one connection end in a result or in one of our errors; the second has nothing of the first's bytes.
+
+    They are poured, each time until there is `enough`; with 0 they are only iterated.
+    """
     owner = Owner(_loop)
     connection, wire = Connection(owner), Wire()
     connection.connection_made(wire)
-    result, surplus = _loop.run_until_complete(_carried(connection, wire, pieces))
+    result, surplus = _loop.run_until_complete(_carried(connection, wire, pieces, enough))
     assert result == expected, (result, expected)
     if surplus or not owner.given_back or wire.closed:
         assert not surplus or wire.closed
     elif second:
-        again, _ = _loop.run_until_complete(_carried(connection, wire, [second]))
+        again, _ = _loop.run_until_complete(_carried(connection, wire, [second], enough))
         assert again == _parsed([second])
     connection.connection_lost(None)
 
 
-async def _carried(connection: Connection, wire: Wire, pieces: list[bytes]) -> tuple[Result, bool]:
+async def _carried(connection: Connection, wire: Wire, pieces: list[bytes], enough: int) -> tuple[Result, bool]:
     """What one request gets, and whether there was more than its reply."""
-    carrying = asyncio.ensure_future(_answer(connection))
+    carrying = asyncio.ensure_future(_answer(connection, enough))
     await asyncio.sleep(0)
     surplus = False
     for piece in pieces:
@@ -193,13 +197,22 @@ async def _carried(connection: Connection, wire: Wire, pieces: list[bytes]) -> t
     return await asyncio.wait_for(carrying, 5), surplus
 
 
-async def _answer(connection: Connection) -> Result:
+async def _answer(connection: Connection, enough: int) -> Result:
+    chunks: list[bytes] = []
+
+    def take(chunk: bytes) -> bool:
+        chunks.append(chunk)
+        return len(chunks) % enough > 0
+
     try:
         reply = await connection.carry(b"HEAD", b"", _loop.time() + 5)
-        body = b"".join([chunk async for chunk in reply.chunks])
+        async for chunk in reply.chunks:
+            chunks.append(chunk)
+            if enough and reply.pour is not None:
+                await reply.pour(take)
     except UpstreamError:
         return Result(failed=True)
-    return Result(False, reply.status, tuple(reply.headers), body)
+    return Result(False, reply.status, tuple(reply.headers), b"".join(chunks))
 
 
 _BACKEND = Backend("b", "m", "http://upstream:8000/v1", key="sk-1", headers={"x-own": "1"})

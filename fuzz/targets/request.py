@@ -1,4 +1,7 @@
-"""The server's connections: wherever bytes are cut, the same requests, which h11 reads alike; one answer each; one goes on."""
+"""The server's connections: wherever bytes are cut, and whatever came before, the same requests, which h11 reads alike.
+
+One answer each; one goes on.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,17 @@ from fingerpost.server.request import ClientGone, Request
 from fingerpost.upstreams.openai import parse_url
 from fingerpost.upstreams.wire import RequestWriter
 from fuzz.targets import cuttings
-from fuzz.targets.reply import Wire
+from fuzz.targets.reply import NEXT, Wire
 
 _GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 _POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
 _CHUNKED = b"POST /v1/route HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+_LONGER = _POST.replace(b": 2", b": 5").replace(b"{}", b"[{},]")
 SEEDS = (
+    _POST + NEXT + _POST,
+    _POST + NEXT + _LONGER,
+    _LONGER + NEXT + _LONGER.replace(b": 5", b": 0005"),
+    _POST + NEXT + _POST.replace(b"content-length", b"Content-Length") + _POST,
     _GET,
     _POST + _GET,
     _CHUNKED + _POST,
@@ -33,7 +41,7 @@ SEEDS = (
     b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1;a=b\r\na\r\n0\r\nx-t: 1\r\n\r\n" + _GET,
 )
 WORDS = (
-    _GET, _POST, _CHUNKED, b"\r\n", b"\n", b"\r", b"\r\n\r\n", b" ", b"\t", b"\0", b"\x0b", b"\x0c", b"\x7f", b"\xff",
+    NEXT, _LONGER, _GET, _POST, _CHUNKED, b"\r\n", b"\n", b"\r", b"\r\n\r\n", b" ", b"\t", b"\0", b"\x0b", b"\x0c", b"\x7f", b"\xff",
     b"\x85", b"\xa0",
     b"GET ", b"POST ", b"HEAD ", b"CONNECT ", b"PRI ", b"OPTIONS * ", b" HTTP/1.1", b" HTTP/1.0", b" HTTP/0.9", b" HTTP/2.0",
     b"http://a/",
@@ -56,6 +64,9 @@ Taken = list[tuple[str, str, list[tuple[bytes, bytes]], bytes | None]]
 
 def check(data: bytes) -> None:
     """Raises when a promise is broken."""
+    data, _, second = data.partition(NEXT)
+    if second:
+        _check_what_follows(data, second)
     taken, written, is_open = _served([data])
     _check_answers(taken, written)
     for pieces in cuttings(data):
@@ -70,6 +81,15 @@ def check(data: bytes) -> None:
         _check_unambiguous(headers)
         _check_what_goes_on(headers)
     _compare_with_h11(data, taken)
+
+
+def _check_what_follows(first: bytes, second: bytes) -> None:
+    """What comes on a connection that is between two requests is understood as on a new one, also where its head is known."""
+    before, _, is_open = _served([first])
+    if not before or not is_open or _served([first, _GET])[0] != before + _served([_GET])[0]:
+        return
+    together, alone = _served([first, second])[0], _served([second])[0]
+    assert together == before + alone, (first, second, together, alone)
 
 
 async def _answer(taken: Taken, request: Request) -> None:
@@ -87,9 +107,9 @@ async def _answer(taken: Taken, request: Request) -> None:
     if len(body) % 3 == 0:
         return request.send(200, [length], body)
     request.begin(200, [length] if len(body) % 3 == 1 else [])
-    await request.write(body[:1])
+    request.write(body[:1])
     if len(body) > 1:
-        await request.write(body[1:])
+        request.write(body[1:])
     request.end()
 
 
@@ -165,7 +185,8 @@ _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 def _check_unambiguous(headers: list[tuple[bytes, bytes]]) -> None:
     """Nothing in a head that is taken can be understood in two ways."""
     names = [name for name, _ in headers]
-    assert names.count(b"content-length") + names.count(b"transfer-encoding") <= 1
+    assert names.count(b"transfer-encoding") <= 1
+    assert b"content-length" not in names
     assert all(name and set(name) <= _TOKEN for name in names)
     assert not any((c < 32 and c != 9) or c == 127 for _, value in headers for c in value)
 
@@ -177,7 +198,7 @@ _writer = RequestWriter(_BACKEND, parse_url(_BACKEND.url))
 def _check_what_goes_on(headers: list[tuple[bytes, bytes]]) -> None:
     """What a backend gets of these headers is one request, whose body is ours."""
     peer = h11.Connection(h11.SERVER)
-    peer.receive_data(_writer.head("/chat/completions", _going_on(headers), 3) + b"abc")
+    peer.receive_data(_writer.head("/chat/completions", _going_on(tuple(headers)), 3) + b"abc")
     request, body, end = peer.next_event(), peer.next_event(), peer.next_event()
     assert isinstance(request, h11.Request)
     assert isinstance(body, h11.Data)
