@@ -65,6 +65,50 @@ def told(received: bytes) -> tuple[int, str]:
     return int(head[9:12]), error["code"]
 
 
+# One request after the other
+
+
+def test_requests_that_differ_on_one_connection_are_told_apart(door: Any) -> None:
+    bodies = [json.dumps({"model": name, "messages": [{"role": "user", "content": "hi" * n}]}).encode()
+              for n, name in enumerate(["chat", "b0", "nowhere", "chat"] * 3)]  # fmt: skip
+    heads = [(), (b"x-other: 1",), (b"x-other: 1",), (), (b"content-encoding: gzip",), ()]
+    with connected(door) as client:
+        for place, body in enumerate(bodies):
+            client.sendall(http(ROUTE, *heads[place % len(heads)], body=body))
+            status, said = read_answer(client)
+            packed = heads[place % len(heads)] == (b"content-encoding: gzip",)
+            assert status == (415 if packed else 404 if b"nowhere" in body else 200), said
+            assert packed or (b'"route":"chat"' in said) == (b'"model": "chat"' in body)
+
+
+async def test_a_head_that_comes_again_needs_no_parser_and_a_server_that_stops_says_so(new_line: Any) -> None:
+    heads: set[tuple[Any, ...]] = set()
+    bodies: list[bytes] = []
+
+    async def serve(request: Request) -> None:
+        heads.add((request.method, request.path, request.headers, request.encoding))
+        bodies.append(request.take())
+        request.send(200, [(b"content-length", b"0")], b"")
+
+    wire = new_line().transport
+    connection = ClientConnection(Config(serve), ServerState(), {}, asyncio.get_running_loop(), serve=serve, most=1)
+    connection.connection_made(wire)
+    for body in (b"one", b"two"):
+        connection.data_received(http("/a", body=body))
+        await asyncio.sleep(0)
+    connection._parser = None  # nothing can be parsed any more
+    connection.data_received(http("/a", body=b"longer"))
+    await asyncio.sleep(0)
+    connection.data_received(http("/a", body=b"last"))
+    connection.shutdown()
+    await asyncio.sleep(0)
+    assert bodies == [b"one", b"two", b"longer", b"last"]
+    assert heads == {("POST", "/a", ((b"host", b"x"),), b"")}
+    assert wire.written.count(b"HTTP/1.1 200") == 4
+    assert wire.written.endswith(b"connection: close\r\n\r\n")
+    assert wire.end == "closed"
+
+
 # Another protocol
 
 
