@@ -206,6 +206,13 @@ def test_check_prints_every_error_with_file_and_line_and_exits_with_2(call, conf
     assert any(line.startswith(f"{config}:11: servr: unknown key") for line in lines)
 
 
+def test_check_finds_what_can_only_be_seen_when_it_is_built(call, config):
+    Path(config).write_text(CONFIG.split("classifier:")[0] + "classifier: nowhere.to_be_found:Classifier\n")
+    code, out, err = call("check", config)
+    assert (code, out) == (2, "")
+    assert "nowhere.to_be_found:Classifier cannot be imported" in err
+
+
 def test_check_marks_warnings_among_errors(call, config):
     Path(config).write_text(CONFIG.replace("[text, image]", "[text]").replace("route: hard", "route: hart"))
     code, _, err = call("check", config)

@@ -180,7 +180,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     loaded = config.load(_file(arguments))
     check_exposure(loaded.config)
-    table = assemble.build_table(loaded.config)
+    # What can only be seen when it is built: a package that is missing, an import string that leads nowhere.
+    table = assemble.build_world(loaded.config, []).gateway.router.table
     print("backends")
     print(_aligned([_about(backend) for backend in table.backends.values()], indent=2))
     print("routes")
