@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import lru_cache
 from types import TracebackType
+from typing import Literal
 
 import msgspec
 
@@ -300,22 +301,33 @@ class _Head:
         self.encoded = self.events = False
         going_back, hop = [], _NO_HEADERS
         for pair in headers:
-            name = pair[0]
-            if name in STOPPED_REPLY_HEADERS:
-                if name == b"connection" and pair[1].lower() not in _ABOUT_IT_ONLY:
-                    hop = _hop_by_hop(headers)
-                continue
-            if name.startswith(b"content-"):
-                if name == b"content-length":
-                    self.length = pair[1]
-                elif name == b"content-type":
-                    self.events = b"event-stream" in pair[1].lower()
-                elif name == b"content-encoding":
-                    self.encoded = True
-            elif name.startswith(b"x-fingerpost-"):
-                continue
-            going_back.append(pair)
+            matter = _matter(pair[0])
+            if matter == "none":
+                going_back.append(pair)
+            elif matter == "length":
+                self.length = pair[1]
+                going_back.append(pair)
+            elif matter == "type":
+                self.events = b"event-stream" in pair[1].lower()
+                going_back.append(pair)
+            elif matter == "encoding":
+                self.encoded = True
+                going_back.append(pair)
+            elif matter == "connection" and pair[1].lower() not in _ABOUT_IT_ONLY:
+                hop = _hop_by_hop(headers)
         self.going_back: Headers = tuple([pair for pair in going_back if pair[0] not in hop] if hop else going_back)
+
+
+_Matter = Literal["none", "length", "type", "encoding", "connection", "stopped"]
+
+
+@lru_cache(512)
+def _matter(name: bytes) -> _Matter:
+    """What a reply's header of that name is to us; backends send the same few dozen names again and again."""
+    if name in STOPPED_REPLY_HEADERS or name.startswith(b"x-fingerpost-"):
+        return "connection" if name == b"connection" else "stopped"
+    known: dict[bytes, _Matter] = {b"content-length": "length", b"content-type": "type", b"content-encoding": "encoding"}
+    return known.get(name, "none")
 
 
 class Chunks:
