@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fingerpost.classifiers.embedded.matcher import (
+    WHOLE,
     Calibration,
     Matcher,
     features,
@@ -102,12 +103,12 @@ def test_a_high_score_of_none_of_these_beats_a_near_route():
     assert matcher.probabilities(axes(0), np.array([50.0], np.float32))[0].argmax() == 2
 
 
-def test_a_score_is_the_scaled_mean_of_the_whole_text_and_the_best_facet():
+def test_a_score_is_the_scaled_likeness_of_the_whole_text_and_of_the_best_facet():
     matcher = matcher_of(axes(0, 1), facets=axes(2, 3), owners=[0, 0])
 
     assert matcher.scores(axes(0))[0] == pytest.approx([20, 0])
-    assert matcher.scores(axes(2))[0] == pytest.approx([10, 0])
-    assert matcher.scores(axes(3))[0] == pytest.approx([10, 0])
+    assert matcher.scores(axes(2))[0] == pytest.approx([20 * (1 - WHOLE), 0])
+    assert matcher.scores(axes(3))[0] == pytest.approx([20 * (1 - WHOLE), 0])
 
 
 def test_a_facet_never_lowers_a_score():

@@ -20,6 +20,9 @@ Array = npt.NDArray[np.float32]
 SPREAD = 8.0
 """Centred unit vectors are multiplied by this before the regression, so that `pull` works on numbers near one."""
 
+WHOLE = 0.4
+"""How much of a route's score is its description as a whole; the rest is the best of that and of what it lists."""
+
 WORDING, CHANCE = 4.0, 0.15
 """What likeness in wording to an example adds to a route's score, and how like texts are by chance.
 
@@ -106,7 +109,7 @@ class Matcher:
         if len(self.owners):
             best = whole.copy()
             np.maximum.at(best.T, self.owners, (vectors @ self.facets.T).T)
-        scores: Array = (whole + best) * np.float32(self.calibration.scale / 2)
+        scores: Array = (np.float32(WHOLE) * whole + np.float32(1 - WHOLE) * best) * np.float32(self.calibration.scale)
         return scores
 
     def logits(self, vectors: Array, none: Array, letters: Array | None = None) -> Array:
