@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).with_name("corpus")
-TARGETS = ("chat", "config", "reply", "request", "sse", "text")
+TARGETS = ("chat", "config", "http2", "reply", "request", "sse", "text")
 
 
 @dataclass(frozen=True)
