@@ -24,7 +24,8 @@ from fingerpost.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from fingerpost.gateway import Answer, Gateway, is_event_stream
+from fingerpost.gateway import Answer, Gateway
+from fingerpost.headers import is_event_stream
 from fingerpost.observers import Observer
 from fingerpost.records import Exchange, Usage
 from fingerpost.router import Router

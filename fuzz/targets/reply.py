@@ -9,7 +9,7 @@ from typing import Any
 import h11
 
 from fingerpost.errors import UpstreamError
-from fingerpost.gateway import PASSED_REQUEST_HEADERS
+from fingerpost.headers import PASSED_REQUEST_HEADERS
 from fingerpost.routes import Backend, Timeouts
 from fingerpost.upstreams.connection import Connection
 from fingerpost.upstreams.openai import parse_url

@@ -12,7 +12,7 @@ import h11
 import uvicorn
 from uvicorn.server import ServerState
 
-from fingerpost.gateway import _going_on
+from fingerpost.headers import going_on
 from fingerpost.routes import Backend
 from fingerpost.server.protocol import ClientConnection
 from fingerpost.server.request import ClientGone, Request
@@ -199,7 +199,7 @@ _writer = RequestWriter(_BACKEND, parse_url(_BACKEND.url))
 def _check_what_goes_on(headers: list[tuple[bytes, bytes]]) -> None:
     """What a backend gets of these headers is one request, whose body is ours."""
     peer = h11.Connection(h11.SERVER)
-    peer.receive_data(_writer.head("/chat/completions", _going_on(tuple(headers)), 3) + b"abc")
+    peer.receive_data(_writer.head("/chat/completions", going_on(tuple(headers)), 3) + b"abc")
     request, body, end = peer.next_event(), peer.next_event(), peer.next_event()
     assert isinstance(request, h11.Request)
     assert isinstance(body, h11.Data)

@@ -10,8 +10,8 @@ is a **Visit** of one, admitted by its limits and settled in a Ledger.
 The rooms, from the outermost to the innermost; a room imports only rooms further in:
 
     cli | testing > server | nat > train > evals | demo > assemble > config | gateway > router
-        > policy | classifiers | observers | clients | attempts | deadlines > upstreams > records > routes | chat | sfc
-        > once, hollow > splice > errors
+        > policy | classifiers | observers | clients | attempts | deadlines | headers > upstreams > records
+        > routes | chat | sfc > once, hollow > splice > errors
 """
 
 from fingerpost.chat import ChatRequest, Conversation, Message

@@ -6,9 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from functools import lru_cache
 from types import TracebackType
-from typing import Literal
 
 import msgspec
 
@@ -17,6 +15,7 @@ from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.clients import Visit
 from fingerpost.deadlines import Deadlines
 from fingerpost.errors import FingerpostError, InvalidRequest, UpstreamError, UpstreamTimeout
+from fingerpost.headers import ReplyHead, going_on, readable
 from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
@@ -24,18 +23,6 @@ from fingerpost.routes import EVERYTHING, Backend, RouteTable
 from fingerpost.upstreams import Call, Headers, Reply, Take, Upstream, Upstreams
 from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader
-
-PASSED_REQUEST_HEADERS = frozenset({
-    b"accept", b"accept-encoding", b"accept-language", b"content-type", b"idempotency-key", b"openai-beta", b"traceparent",
-    b"tracestate", b"user-agent", b"x-request-id",
-})  # fmt: skip
-"""Client headers that reach a backend. A list of what may pass, so that no client can add a key, a host or a proxy hop."""
-
-STOPPED_REPLY_HEADERS = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
-    b"upgrade", b"set-cookie", b"alt-svc", b"strict-transport-security",
-})  # fmt: skip
-"""Reply headers that stop here: hop-by-hop ones (RFC 9110, section 7.6.1) and those that speak for the backend's host."""
 
 Parse = Callable[[bytes], ChatRequest]
 """What reads a request out of a body."""
@@ -268,10 +255,10 @@ class Carrying(_Telling):
         access, headers = EVERYTHING, self._headers
         if visit is not None:
             await visit.admit(request.needs.tokens)
-            access, headers = visit.client.access, _readable(headers) if visit.metered else headers
+            access, headers = visit.client.access, readable(headers) if visit.metered else headers
         story.decision = decision = await gateway.router.decide(request, access)
         gateway.attempts.budget.earn()
-        deadline, passed = gateway.deadlines.begin(self._task), _going_on(tuple(headers))
+        deadline, passed = gateway.deadlines.begin(self._task), going_on(tuple(headers))
 
         def call(backend: Backend) -> Call:
             return Call(backend, request.body_for(backend.model), passed, deadline=deadline.at)
@@ -285,49 +272,10 @@ class Carrying(_Telling):
             raise
         finally:
             gateway.deadlines.end(deadline)
-        head = _Head(reply.headers)
+        head = ReplyHead(reply.headers)
         story.status, story.first_byte, story.backend = reply.status, gateway.clock() - story.start, backend
         self._reply, self._chunks = reply, Chunks(reply, first, head, story)
         return Answer(decision, backend, reply.status, head.going_back, self._chunks)
-
-
-class _Head:
-    """What a reply's headers say: those that go back to the client, the length, whether it is encoded or a stream of events."""
-
-    __slots__ = ("encoded", "events", "going_back", "length")
-
-    def __init__(self, headers: Headers) -> None:
-        self.length = b""
-        self.encoded = self.events = False
-        going_back, hop = [], _NO_HEADERS
-        for pair in headers:
-            matter = _matter(pair[0])
-            if matter == "none":
-                going_back.append(pair)
-            elif matter == "length":
-                self.length = pair[1]
-                going_back.append(pair)
-            elif matter == "type":
-                self.events = b"event-stream" in pair[1].lower()
-                going_back.append(pair)
-            elif matter == "encoding":
-                self.encoded = True
-                going_back.append(pair)
-            elif matter == "connection" and pair[1].lower() not in _ABOUT_IT_ONLY:
-                hop = _hop_by_hop(headers)
-        self.going_back: Headers = tuple([pair for pair in going_back if pair[0] not in hop] if hop else going_back)
-
-
-_Matter = Literal["none", "length", "type", "encoding", "connection", "stopped"]
-
-
-@lru_cache(512)
-def _matter(name: bytes) -> _Matter:
-    """What a reply's header of that name is to us; backends send the same few dozen names again and again."""
-    if name in STOPPED_REPLY_HEADERS or name.startswith(b"x-fingerpost-"):
-        return "connection" if name == b"connection" else "stopped"
-    known: dict[bytes, _Matter] = {b"content-length": "length", b"content-type": "type", b"content-encoding": "encoding"}
-    return known.get(name, "none")
 
 
 class Chunks:
@@ -335,7 +283,7 @@ class Chunks:
 
     __slots__ = ("_chunks", "_next", "_pour", "_reader", "_story", "whole")
 
-    def __init__(self, reply: Reply, first: bytes, head: _Head, story: _Story) -> None:
+    def __init__(self, reply: Reply, first: bytes, head: ReplyHead, story: _Story) -> None:
         # A body of which all is there need not be waited for: `whole`, to be sent at once; else empty.
         self.whole = first if first and head.length == b"%d" % len(first) else b""
         self._reader = None if head.encoded else UsageReader(stream=head.events)
@@ -382,34 +330,3 @@ class Chunks:
         self._story.sent_bytes += len(chunk)
         if self._reader is not None:
             self._reader.feed(chunk)
-
-
-def is_event_stream(headers: Headers) -> bool:
-    """Whether a reply with these headers is a stream of server-sent events."""
-    return any(name == b"content-type" and b"event-stream" in value.lower() for name, value in headers)
-
-
-@lru_cache(64)
-def _going_on(headers: tuple[tuple[bytes, bytes], ...]) -> Headers:
-    """Those of a client's headers that a backend gets; a client mostly sends the same ones again."""
-    hop = _hop_by_hop(headers)
-    return tuple(pair for pair in headers if pair[0] in PASSED_REQUEST_HEADERS and pair[0] not in hop)
-
-
-def _readable(headers: Headers) -> Headers:
-    """The headers, asking for a reply whose usage can be read in passing: a compressed one would hide what it costs."""
-    kept = (pair for pair in headers if pair[0] != b"accept-encoding")
-    return (*kept, (b"accept-encoding", b"identity"))
-
-
-_ABOUT_IT_ONLY = frozenset({b"keep-alive", b"close"})
-_NO_HEADERS: frozenset[bytes] = frozenset()
-
-
-def _hop_by_hop(headers: Headers) -> frozenset[bytes]:
-    """The headers that `connection` declares to be about this hop only."""
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in _ABOUT_IT_ONLY:
-            values = [value for name, value in headers if name == b"connection"]
-            return frozenset(token.strip().lower() for value in values for token in value.split(b","))
-    return _NO_HEADERS

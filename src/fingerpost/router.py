@@ -92,8 +92,7 @@ class Router:
             Refused: `access` leaves none.
         """
         start = self._clock()
-        if not isinstance(request, ChatRequest):
-            request = _as_request(request)
+        request = _as_request(request)
         table = self.table
         if request.routes is not None:
             # Their names are the client's own to choose; which backends it may reach by them is not.

@@ -88,9 +88,6 @@ def splice(source: bytes, members: Mapping[str, Member], changes: Mapping[str, b
         else:  # the last one takes the comma before it along
             edits.append((order[-2].end, member.end, b""))
     view, at = memoryview(source), 0
-    if len(edits) == 1:
-        ((start, end, new),) = edits
-        return b"".join((view[:start], new, view[end:]))
     pieces: list[bytes | memoryview] = []
     for start, end, new in sorted(edits):
         pieces += [view[at:start], new]

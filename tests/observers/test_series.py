@@ -31,7 +31,7 @@ def test_a_histogram_is_that_of_the_client_library() -> None:
     histograms = Histograms(ours, "seconds", "Time.", bounds, "backend")
     histogram = Histogram("fingerpost_seconds", "Time.", ["backend"], buckets=bounds, registry=theirs)
     for backend, seconds in [("a", 0.0), ("a", 0.001), ("a", 0.0011), ("a", 3.0), ("b", 1.0), ("b", 99.0)]:
-        histograms.add(seconds, backend)
+        histograms.cell(backend).add(seconds)
         histogram.labels(backend).observe(seconds)
     assert samples_of(ours) == samples_of(theirs)
     assert len(samples_of(ours)) == 14

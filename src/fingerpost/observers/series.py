@@ -71,10 +71,6 @@ class Histograms:
         self._cells: dict[Labels, Times] = {}
         registry.register(self)
 
-    def add(self, seconds: float, *labels: str) -> None:
-        """Counts one time for these values of the labels."""
-        self.cell(*labels).add(seconds)
-
     def cell(self, *labels: str) -> Times:
         """Where these values of the labels are counted."""
         cell = self._cells.get(labels)

@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fingerpost.errors import FingerpostError
-from fingerpost.server.known import KnownHead
+from fingerpost.server.heads import KnownHead
 from fingerpost.server.request import Request
 
 MAX_HEAD = 65_536

@@ -6,7 +6,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Protocol
 
-from fingerpost.gateway import is_event_stream
+from fingerpost.headers import is_event_stream
 from fingerpost.upstreams import Headers
 from fingerpost.upstreams.wire import fields
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
@@ -11,21 +13,19 @@ _DIGITS = 12
 """Digits of a length that are looked at; no body comes in one piece of so many bytes."""
 
 
-class KnownHead:
+class KnownHead(msgspec.Struct, frozen=True):
     """The line and the headers of a request that the parser took, but for the length of its body.
 
-    Clients that keep a connection send the same head again and again. Whatever differs by a byte goes to the parser.
+    Clients that keep a connection send the same head again and again. Whatever differs by a byte goes to the parser. `before`
+    and `after` are its bytes on both sides of that length.
     """
 
-    __slots__ = ("_after", "_before", "encoding", "headers", "method", "path")
-
-    def __init__(self, before: bytes, after: bytes, method: str, path: str, headers: Headers, encoding: bytes) -> None:
-        self._before = before
-        self._after = after
-        self.method = method
-        self.path = path
-        self.headers = headers
-        self.encoding = encoding
+    before: bytes
+    after: bytes
+    method: str
+    path: str
+    headers: Headers
+    encoding: bytes
 
     @classmethod
     def of(cls, data: bytes, size: int, method: str, path: str, headers: Headers, encoding: bytes) -> KnownHead | None:
@@ -38,7 +38,7 @@ class KnownHead:
 
     def body(self, data: bytes) -> bytes | None:
         """The body of a request with this head; None where `data` is anything but one such request, whole."""
-        before, after = self._before, self._after
+        before, after = self.before, self.after
         start = len(before)
         end = data.find(b"\r", start, start + _DIGITS)
         if end < 0 or not data.startswith(before) or not data.startswith(after, end):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fingerpost.server.known import KnownHead
+from fingerpost.server.heads import KnownHead
 
 HEADERS = ((b"host", b"x"), (b"accept", b"*/*"))
 
