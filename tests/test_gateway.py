@@ -25,7 +25,7 @@ from fingerpost.errors import (
     UpstreamTimeout,
 )
 from fingerpost.gateway import Answer, Gateway
-from fingerpost.headers import is_event_stream
+from fingerpost.headers import ReplyHead
 from fingerpost.observers import Observer
 from fingerpost.records import Exchange, Usage
 from fingerpost.router import Router
@@ -210,7 +210,7 @@ async def test_a_stream_passes_unchanged_and_event_by_event(world: Build) -> Non
     w.a.script(FakeReply("one two", pause=0.03))
     async with w.gateway.carry(STREAM) as answer:
         chunks = [chunk async for chunk in answer.chunks]
-    assert is_event_stream(answer.headers)
+    assert answer.head.events
     assert len(chunks) > 1
     assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
     assert sum(map(len, chunks)) == w.told[0].sent_bytes
@@ -246,7 +246,7 @@ async def test_what_the_client_did_wrong_passes_through_and_no_other_backend_is_
     ],
 )
 def test_a_stream_of_events_is_known_by_its_content_type(headers: Headers, expected: bool) -> None:
-    assert is_event_stream(headers) is expected
+    assert ReplyHead(headers).events is expected
 
 
 # Failover

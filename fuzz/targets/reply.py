@@ -24,6 +24,9 @@ _CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\
 SEEDS = (
     _OK,
     _OK + NEXT + _OK,
+    _OK + NEXT + _OK.replace(b"2", b"00003") + b"!",
+    _OK + NEXT + _OK.replace(b"200", b"201"),
+    _OK + NEXT + _OK.replace(b"2\r", b"1\r"),
     _OK + _OK + NEXT + _CHUNKED,
     _CHUNKED + NEXT + _OK,
     b"HTTP/1.1 100 Continue\r\n\r\n" + _CHUNKED,
@@ -212,6 +215,7 @@ async def _answer(connection: Connection, enough: int) -> Result:
                 await reply.pour(take)
     except UpstreamError:
         return Result(failed=True)
+    assert reply.whole in (None, b"".join(chunks))
     return Result(False, reply.status, tuple(reply.headers), b"".join(chunks))
 
 

@@ -104,10 +104,10 @@ async def _answer(taken: Taken, request: Request) -> None:
         return
     assert body is not None
     taken[place] = (*head, body)
-    length = (b"content-length", b"%d" % len(body))
+    line = b"content-length: %d\r\n" % len(body)
     if len(body) % 3 == 0:
-        return request.send(200, [length], body)
-    request.begin(200, [length] if len(body) % 3 == 1 else [])
+        return request.send(200, line, body)
+    request.begin(200, *((line, len(body)) if len(body) % 3 == 1 else (b"",)))
     request.write(body[:1])
     if len(body) > 1:
         request.write(body[1:])

@@ -11,7 +11,7 @@ The rooms, from the outermost to the innermost; a room imports only rooms furthe
 
     cli | testing > server | nat > train > evals | demo > assemble > config | gateway > router
         > policy | classifiers | observers | clients | attempts | deadlines | headers > upstreams > records
-        > routes | chat | sfc > once, hollow > splice > errors
+        > routes | chat | sfc > once, hollow, heads > splice > errors
 """
 
 from fingerpost.chat import ChatRequest, Conversation, Message

@@ -164,7 +164,7 @@ class Attempts:
                 status, why = reply.status, f"answered {reply.status}"
                 trail.wait_for(retry_after(reply.headers, self._wall()), status)
                 return None
-            first = await _first_chunk(reply)
+            first = await _first_chunk(reply) if reply.whole is None else reply.whole
             if trail.answered:  # by the one that it was a hedge for, or by the hedge
                 await reply.close()
                 return None

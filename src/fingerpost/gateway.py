@@ -15,14 +15,14 @@ from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.clients import Visit
 from fingerpost.deadlines import Deadlines
 from fingerpost.errors import FingerpostError, InvalidRequest, UpstreamError, UpstreamTimeout
-from fingerpost.headers import ReplyHead, going_on, readable
+from fingerpost.headers import ReplyHead, going_on, read_head, readable
 from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
 from fingerpost.routes import EVERYTHING, Backend, RouteTable
 from fingerpost.upstreams import Call, Headers, Reply, Take, Upstream, Upstreams
 from fingerpost.upstreams.health import Budget
-from fingerpost.upstreams.sse import UsageReader
+from fingerpost.upstreams.sse import UsageReader, read_usage
 
 Parse = Callable[[bytes], ChatRequest]
 """What reads a request out of a body."""
@@ -36,8 +36,13 @@ class Answer(msgspec.Struct, frozen=True):
     decision: Decision
     backend: Backend
     status: int
-    headers: Headers
+    head: ReplyHead
     chunks: Chunks
+
+    @property
+    def headers(self) -> Headers:
+        """The headers that go back."""
+        return self.head.going_back
 
 
 class Gateway:
@@ -272,30 +277,33 @@ class Carrying(_Telling):
             raise
         finally:
             gateway.deadlines.end(deadline)
-        head = ReplyHead(reply.headers)
+        head = read_head(tuple(reply.headers))
         story.status, story.first_byte, story.backend = reply.status, gateway.clock() - story.start, backend
         self._reply, self._chunks = reply, Chunks(reply, first, head, story)
-        return Answer(decision, backend, reply.status, head.going_back, self._chunks)
+        return Answer(decision, backend, reply.status, head, self._chunks)
 
 
 class Chunks:
-    """The reply's chunks as they are, counted, with usage read in passing."""
+    """The reply's chunks as they are, counted, with usage read in passing.
 
-    __slots__ = ("_chunks", "_next", "_pour", "_reader", "_story", "whole")
+    A body of which all is there need not be waited for: it is `whole`, to be sent at once (then `take` it); else that is empty.
+    """
+
+    __slots__ = ("_all_there", "_chunks", "_head", "_next", "_pour", "_reader", "_story", "whole")
 
     def __init__(self, reply: Reply, first: bytes, head: ReplyHead, story: _Story) -> None:
-        # A body of which all is there need not be waited for: `whole`, to be sent at once; else empty.
-        self.whole = first if first and head.length == b"%d" % len(first) else b""
-        self._reader = None if head.encoded else UsageReader(stream=head.events)
-        self._chunks, self._pour, self._story = reply.chunks, reply.pour, story
+        self.whole = first if head.length == len(first) else b""
+        self._all_there = reply.whole is not None
+        self._chunks, self._pour, self._head, self._story = reply.chunks, reply.pour, head, story
         self._next: bytes | None = first
+        self._reader: UsageReader | None = None
 
     def __aiter__(self) -> Chunks:
         return self
 
     async def __anext__(self) -> bytes:
         chunk, self._next = self._next, None
-        if chunk is None:
+        if chunk is None and not self._all_there:
             try:
                 chunk = await self._chunks.__anext__()
             except StopAsyncIteration:
@@ -327,6 +335,13 @@ class Chunks:
             self._story.usage = self._reader.close()
 
     def _count(self, chunk: bytes) -> None:
-        self._story.sent_bytes += len(chunk)
-        if self._reader is not None:
-            self._reader.feed(chunk)
+        head, story, reader = self._head, self._story, self._reader
+        story.sent_bytes += len(chunk)
+        if head.encoded:
+            return
+        if chunk is self.whole and not head.events:
+            story.usage = read_usage(chunk)
+            return
+        if reader is None:
+            reader = self._reader = UsageReader(stream=head.events)
+        reader.feed(chunk)

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Literal
 
 from fingerpost.upstreams import Headers
+from fingerpost.upstreams.wire import fields
 
 PASSED_REQUEST_HEADERS = frozenset({
     b"accept", b"accept-encoding", b"accept-language", b"content-type", b"idempotency-key", b"openai-beta", b"traceparent",
@@ -18,11 +19,6 @@ STOPPED_REPLY_HEADERS = frozenset({
     b"upgrade", b"set-cookie", b"alt-svc", b"strict-transport-security",
 })  # fmt: skip
 """Reply headers that stop here: hop-by-hop ones (RFC 9110, section 7.6.1) and those that speak for the backend's host."""
-
-
-def is_event_stream(headers: Headers) -> bool:
-    """Whether a reply with these headers is a stream of server-sent events."""
-    return any(name == b"content-type" and b"event-stream" in value.lower() for name, value in headers)
 
 
 @lru_cache(64)
@@ -39,33 +35,40 @@ def readable(headers: Headers) -> Headers:
 
 
 class ReplyHead:
-    """What a reply's headers say: those that go back to the client, the length, whether it is encoded or a stream of events."""
+    """What a reply's headers say: those that go back to the client, also as `lines`, the length (None where none is stated),
+    whether it is encoded or a stream of events.
 
-    __slots__ = ("encoded", "events", "going_back", "length")
+    Raises:
+        ValueError: one of them cannot be written.
+    """
+
+    __slots__ = ("encoded", "events", "going_back", "length", "lines")
 
     def __init__(self, headers: Headers) -> None:
-        self.length = b""
+        self.length: int | None = None
         self.encoded = self.events = False
         going_back, hop = [], _NO_HEADERS
         for pair in headers:
             matter = _matter(pair[0])
-            if matter == "none":
-                going_back.append(pair)
-            elif matter == "length":
-                self.length = pair[1]
-                going_back.append(pair)
+            if matter == "length":
+                self.length = int(pair[1])
             elif matter == "type":
                 self.events = b"event-stream" in pair[1].lower()
-                going_back.append(pair)
             elif matter == "encoding":
                 self.encoded = True
-                going_back.append(pair)
             elif matter == "connection" and pair[1].lower() not in _ABOUT_IT_ONLY:
                 hop = _hop_by_hop(headers)
+            if matter not in _STOPPED:
+                going_back.append(pair)
         self.going_back: Headers = tuple([pair for pair in going_back if pair[0] not in hop] if hop else going_back)
+        self.lines = fields(self.going_back)
 
+
+read_head = lru_cache(64)(ReplyHead)
+"""The same for a tuple of headers; replies that come at the same time often have the same ones."""
 
 _Matter = Literal["none", "length", "type", "encoding", "connection", "stopped"]
+_STOPPED = frozenset({"connection", "stopped"})
 
 
 @lru_cache(512)

@@ -88,7 +88,7 @@ async def test_a_head_that_comes_again_needs_no_parser_and_a_server_that_stops_s
     async def serve(request: Request) -> None:
         heads.add((request.method, request.path, request.headers, request.encoding))
         bodies.append(request.take())
-        request.send(200, [(b"content-length", b"0")], b"")
+        request.send(200, b"content-length: 0\r\n", b"")
 
     wire = new_line().transport
     connection = ClientConnection(Config(serve), ServerState(), {}, asyncio.get_running_loop(), serve=serve, most=1)
@@ -274,7 +274,7 @@ def test_a_body_that_nobody_waits_for_any_more_ends_in_time_too(serving: Callabl
 
 async def test_an_idle_connection_outlives_those_of_common_clients(new_line: Any) -> None:
     async def serve(request: Request) -> None:
-        request.send(200, [(b"content-length", b"0")], b"")
+        request.send(200, b"content-length: 0\r\n", b"")
 
     wire, loop = new_line().transport, asyncio.get_running_loop()
     connection = ClientConnection(Config(serve), ServerState(), {}, loop, serve=serve, most=1)

@@ -50,11 +50,12 @@ async def guarding(fake: FakeBackend) -> AsyncIterator[Guarding]:
     await one.upstream.aclose()
 
 
-async def test_a_reply_passes_as_it_is_and_holds_its_place_until_it_is_closed(guarding: Guarding) -> None:
-    reply = await guarding.ask()
+async def test_a_reply_passes_as_it_is_and_holds_its_place_until_it_is_closed(guarding: Guarding, fake: FakeBackend) -> None:
+    fake.default = FakeReply("one two", pause=0.05)
+    reply = await guarding.ask(STREAM)
     assert guarding.held == (1, 1)
     content = b"".join([chunk async for chunk in reply.chunks])
-    assert (reply.status, b"Hello from the backend." in content) == (200, True)
+    assert (reply.status, b"two" in content) == (200, True)
     await reply.close()
     await reply.close()
     assert (guarding.held, guarding.state) == ((0, 0), "closed")
@@ -139,13 +140,23 @@ async def test_a_backend_that_asks_for_a_rest_gets_it(guarding: Guarding, fake: 
     assert guarding.held == (0, 0)
 
 
-async def test_more_calls_than_may_run_and_wait_are_refused(guarding: Guarding) -> None:
-    replies = [await guarding.ask(), await guarding.ask()]
+async def test_a_reply_that_has_come_whole_holds_no_place(guarding: Guarding, fake: FakeBackend) -> None:
+    fake.default = FakeReply(raw=b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    reply = await guarding.ask()
+    assert (reply.whole, guarding.held) == (b"ok", (0, 0))
+    assert [chunk async for chunk in reply.chunks] == [b"ok"]
+    await reply.close()
+    assert (guarding.held, guarding.state) == ((0, 0), "closed")
+
+
+async def test_more_calls_than_may_run_and_wait_are_refused(guarding: Guarding, fake: FakeBackend) -> None:
+    fake.default = FakeReply("one two", pause=60)
+    replies = [await guarding.ask(STREAM), await guarding.ask(STREAM)]
     with pytest.raises(UpstreamBusy, match="queue is full"):
         await guarding.ask()
     for reply in replies:
         await reply.close()
-    await (await guarding.ask()).close()
+    await (await guarding.ask(STREAM)).close()
     assert guarding.held == (0, 0)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fingerpost.routes import Backend
 from fingerpost.upstreams.openai import parse_url
-from fingerpost.upstreams.wire import MAX_FIELDS, MAX_HEAD, Incoming, NotHttp, ReplyParser, RequestWriter
+from fingerpost.upstreams.wire import HEADS_LEARNT, MAX_FIELDS, MAX_HEAD, Incoming, NotHttp, ReplyParser, RequestWriter
 
 names = st.text("abcXYZ-09", min_size=1, max_size=8).map(lambda name: f"x-{name}")
 texts = st.text('abc ;,="é', max_size=12).map(str.strip)
@@ -40,7 +40,7 @@ def replies(draw: st.DrawFn) -> tuple[bytes, int, list[tuple[bytes, bytes]], byt
     else:
         body = content
     head = b"HTTP/1.1 %d Reason\r\n" % status + b"".join(b"%b: %b\r\n" % pair for pair in headers) + b"\r\n"
-    lowered = [(name.lower(), value) for name, value in headers]
+    lowered = tuple((name.lower(), value) for name, value in headers)
     return interim + head + body, status, lowered, content, framing == "end"
 
 
@@ -158,3 +158,47 @@ def test_headers_of_a_backend_that_cannot_be_sent_are_an_error_at_once(headers: 
     backend = Backend("small", "m", "http://a", headers=headers)
     with pytest.raises(ValueError):  # noqa: PT011
         RequestWriter(backend, parse_url(backend.url))
+
+
+def read_again(parser: ReplyParser, data: bytes) -> Incoming:
+    incoming = Incoming()
+    parser.expect(incoming)
+    parser.feed(data)
+    return incoming
+
+
+def reply_of(body: bytes, date: bytes = b"1", length: bytes | None = None) -> bytes:
+    stated = b"%d" % len(body) if length is None else length
+    return b"HTTP/1.1 200 OK\r\nDate: %b\r\nContent-Length: %b\r\nX-A: b\r\n\r\n%b" % (date, stated, body)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        reply_of(b"ok"),
+        reply_of(b"longer than the one before"),
+        reply_of(b"ok", date=b"2"),
+        reply_of(b"ok", length=b"002"),
+        reply_of(b"o", length=b"2"),
+        reply_of(b"okay", length=b"2"),
+        reply_of(b"ok").replace(b"200", b"201"),
+        reply_of(b""),
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+    ],
+)
+def test_a_reply_with_a_head_that_comes_again_is_read_as_by_a_new_parser(after: bytes) -> None:
+    parser = ReplyParser()
+    for body in (b"one", b"two", b"three"):
+        assert read_again(parser, reply_of(body)).parts == [body]
+    found, new = read_again(parser, after), read_again(ReplyParser(), after)
+    for one in (found, new):
+        one.headers = tuple((name, value.lstrip(b"0")) for name, value in one.headers)
+    assert all(getattr(found, field) == getattr(new, field) for field in found.__struct_fields__)
+
+
+def test_heads_that_never_come_again_are_not_kept_for_long() -> None:
+    parser = ReplyParser()
+    for date in range(HEADS_LEARNT + 1):
+        read_again(parser, reply_of(b"ok", date=b"%d" % date))
+    assert parser._known is not None
+    assert parser._known.body(reply_of(b"ok", date=b"%d" % (HEADS_LEARNT - 1))) == b"ok"

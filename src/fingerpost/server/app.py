@@ -23,8 +23,9 @@ from fingerpost.routes import AUTO, EVERYTHING
 from fingerpost.server import auth, systemone
 from fingerpost.server import decision as switchyard
 from fingerpost.server.request import ClientGone, Request
-from fingerpost.server.sending import Headers, decision_headers, fail, limit_headers, pass_on, send_bytes, send_json
+from fingerpost.server.sending import decision_lines, fail, id_line, limit_headers, pass_on, send_bytes, send_json
 from fingerpost.server.upkeep import Upkeep
+from fingerpost.upstreams.wire import fields
 
 Door = Callable[[Request, Visit | None], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -121,8 +122,9 @@ class App:
                 await visit.end()
 
     def _fail(self, request: Request, error: FingerpostError, visit: Visit | None = None) -> None:
-        allowed = self._allowed(request.path) if error.status == 405 else []
-        fail(request, error, [(b"x-fingerpost-request-id", request.id.encode()), *allowed, *limit_headers(visit)])
+        allowed = self._allowed(request.path) if error.status == 405 else ()
+        allow = [(b"allow", b", ".join(allowed))] if allowed else []
+        fail(request, error, id_line(request.id) + fields([*allow, *limit_headers(visit)]))
 
     def _admit(self, request: Request) -> Visit | None:
         """The visit that a request is, before anything of its body is read; None at a door that is open to all."""
@@ -140,14 +142,14 @@ class App:
             world.gateway.refuse(error, request.id)
             raise
 
-    def _allowed(self, path: str) -> Headers:
-        methods = [method.encode() for method, known in self._doors if known == path]
-        return [(b"allow", b", ".join(methods))] if methods else []
+    def _allowed(self, path: str) -> list[bytes]:
+        """The methods that a path takes; none where there is nothing."""
+        return [method.encode() for method, known in self._doors if known == path]
 
     def _no_door(self, path: str) -> FingerpostError:
         allowed = self._allowed(path)
         if allowed:
-            error: FingerpostError = InvalidRequest(f"{path} takes {allowed[0][1].decode()}")
+            error: FingerpostError = InvalidRequest(f"{path} takes {b', '.join(allowed).decode()}")
             error.status, error.code = 405, "method_not_allowed"
             return error
         error = UnknownModel(
@@ -163,7 +165,7 @@ class App:
 
     async def _route(self, request: Request, visit: Visit | None) -> None:
         _, decision = await self.world.gateway.decide(await self._body(request, visit), request.id, visit=visit)
-        send_json(request, 200, {**decision.to_json(), "request_id": request.id}, self._told(request, decision, visit))
+        send_json(request, 200, {**decision.to_json(), "request_id": request.id}, _told(request, decision, visit))
 
     async def _sfc(self, request: Request, visit: Visit | None) -> None:
         # Clients of the reference name any model; what they ask for is always a decision.
@@ -171,7 +173,7 @@ class App:
         asked, decision = await self.world.gateway.decide(body, request.id, model=AUTO, visit=visit)
         model = decision.backend.model if decision.backend else ""
         kind, content = sfc.answer(model, request.id, int(self._now()), stream=asked.stream)
-        send_bytes(request, 200, content, [(b"content-type", kind), *self._told(request, decision, visit)])
+        send_bytes(request, 200, content, kind, _told(request, decision, visit))
 
     async def _systemone(self, request: Request, visit: Visit | None) -> None:
         body = await self._body(request, visit)
@@ -181,13 +183,13 @@ class App:
             self.world.gateway.refuse(error, request.id, visit)
             raise
         verdicts = await self.world.gateway.believe(asked.tables, request.id, visit)
-        headers = [(b"x-fingerpost-request-id", request.id.encode()), *limit_headers(visit)]
-        send_json(request, 200, systemone.answer(asked, verdicts), headers)
+        lines = id_line(request.id) + fields(limit_headers(visit))
+        send_json(request, 200, systemone.answer(asked, verdicts), lines)
 
     async def _decision(self, request: Request, visit: Visit | None) -> None:
         body = await self._body(request, visit)
         _, decision = await self.world.gateway.decide(body, request.id, visit=visit, parse=switchyard.read)
-        send_json(request, 200, switchyard.answer(decision), self._told(request, decision, visit))
+        send_json(request, 200, switchyard.answer(decision), _told(request, decision, visit))
 
     async def _models(self, request: Request, visit: Visit | None) -> None:
         names = usable_names(self.world.gateway.router.table, visit.client.access if visit else EVERYTHING)
@@ -210,10 +212,7 @@ class App:
         content = self.world.report()
         if self.upkeep.summed is not None:
             content = await self.upkeep.summed(content)
-        send_bytes(request, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
-
-    def _told(self, request: Request, decision: Decision, visit: Visit | None) -> Headers:
-        return [*decision_headers(decision, decision.backend, request.id), *limit_headers(visit)]
+        send_bytes(request, 200, content, b"text/plain; version=0.0.4; charset=utf-8")
 
     async def _body(self, request: Request, visit: Visit | None) -> bytes:
         """The request body, refused as soon as it is known to be beyond the limits."""
@@ -233,6 +232,11 @@ class App:
             world.gateway.refuse(error if isinstance(error, InvalidRequest) else None, request.id, visit)
             raise
         return body
+
+
+def _told(request: Request, decision: Decision, visit: Visit | None) -> bytes:
+    """The header lines of an answer that tells a decision."""
+    return decision_lines(decision, decision.backend, request.id) + fields(limit_headers(visit))
 
 
 def _packed() -> InvalidRequest:

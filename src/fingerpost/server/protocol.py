@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fingerpost.errors import FingerpostError
-from fingerpost.server.heads import KnownHead
+from fingerpost.heads import KnownHead
 from fingerpost.server.request import Request
 
 MAX_HEAD = 65_536
@@ -77,6 +77,7 @@ class ClientConnection(asyncio.Protocol):
         self._coming: Request | None = None
         self._waiting: deque[Request] = deque()
         self._known: KnownHead | None = None
+        self._head: tuple[str, str, tuple[tuple[bytes, bytes], ...], bytes]
         self._to_learn = HEADS_LEARNT
         self._began: float | None = None
         self._idle_since = 0.0
@@ -107,7 +108,7 @@ class ClientConnection(asyncio.Protocol):
         within_head = self._in_head
         between = self._request is None and self._coming is None and not within_head
         if between and self._known is not None and (body := self._known.body(data)) is not None:
-            return self._start_known(self._known, body)
+            return self._start_known(body)
         if self._began is None and self._request is None:
             self._began = self._loop.time()
         self._may_be_large = within_head or len(data) > MAX_HEAD
@@ -247,13 +248,23 @@ class ClientConnection(asyncio.Protocol):
         if not self._waiting:
             self._read(True)  # a large body has stopped it; but only who reads notes that the client leaves
 
-    def _start_known(self, head: KnownHead, body: bytes) -> None:
+    def _start_known(self, body: bytes) -> None:
         """Starts a request that has come whole and whose head is known."""
         self._began = None
-        request = Request(self, head.method, head.path, head.headers, keep_alive=not self._ending)
-        request.stated = request.size = len(body)
-        request.encoding, request.whole = head.encoding, True
-        request.parts.append(body)
+        method, path, headers, encoding = self._head
+        size, keep_alive = len(body), not self._ending
+        request = Request(
+            self,
+            method,
+            path,
+            headers,
+            keep_alive=keep_alive,
+            encoding=encoding,
+            parts=[body],
+            size=size,
+            stated=size,
+            whole=True,
+        )
         self._start(request)
 
     def _learn(self, data: bytes) -> None:
@@ -262,8 +273,8 @@ class ClientConnection(asyncio.Protocol):
         alone = request is not None and self._coming is None and not self._waiting and not self._in_head
         if request is not None and alone and request.keep_alive and 0 < request.stated == request.size:
             self._to_learn -= 1
-            head = request.method, request.path, request.headers, request.encoding
-            self._known = KnownHead.of(data, request.size, *head)
+            self._known = KnownHead.of(data, request.size)
+            self._head = request.method, request.path, request.headers, request.encoding
 
     def _start(self, request: Request) -> None:
         self._request = request

@@ -14,23 +14,25 @@ from fingerpost.gateway import Answer
 from fingerpost.records import Decision
 from fingerpost.routes import Backend
 from fingerpost.server.request import Request
+from fingerpost.upstreams.wire import fields
 
 Headers = list[tuple[bytes, bytes]]
 
-JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+JSON = b"application/json"
 
 
 async def pass_on(answer: Answer, request: Request, visit: Visit | None) -> None:
     """Sends a backend's answer to the client: whole at once where all of it is there, else chunk by chunk."""
-    headers = [*answer.headers, *decision_headers(answer.decision, answer.backend, request.id)]
+    head, lines = answer.head, answer.head.lines
     if limits := limit_headers(visit):
         # Those of the backend speak of the key that all clients share there.
-        headers = [*(pair for pair in headers if not pair[0].startswith(b"x-ratelimit-")), *limits]
+        lines = fields([*(pair for pair in head.going_back if not pair[0].startswith(b"x-ratelimit-")), *limits])
+    lines += decision_lines(answer.decision, answer.backend, request.id)
     chunks = answer.chunks
     if chunks.whole:
-        request.send(answer.status, headers, chunks.whole)
+        request.send(answer.status, lines, chunks.whole)
         return chunks.take()
-    request.begin(answer.status, headers)
+    request.begin(answer.status, lines, head.length, takes_events=head.events and not head.encoded)
     async for chunk in chunks:
         if request.write(chunk):
             await chunks.pour(request.write)
@@ -38,12 +40,12 @@ async def pass_on(answer: Answer, request: Request, visit: Visit | None) -> None
     request.end()
 
 
-def fail(request: Request, error: FingerpostError, headers: Headers) -> None:
+def fail(request: Request, error: FingerpostError, lines: bytes) -> None:
     """Answers with the error; ends a stream that has begun with an error event, and any other response by cutting it."""
     if request.ended or request.gone:
         return
     if not request.sent:
-        send_json(request, error.status, error.to_json(), [*headers, *_error_headers(error)])
+        send_json(request, error.status, error.to_json(), lines + fields(_error_headers(error)))
     elif request.takes_events:
         request.end_with_event(msgspec.json.encode(error.to_json()))
     else:
@@ -63,31 +65,35 @@ def _error_headers(error: FingerpostError) -> Headers:
     return headers
 
 
-def decision_headers(decision: Decision, backend: Backend | None, request_id: str) -> Headers:
-    """The `x-fingerpost-*` headers; names are percent-encoded where they are not plain ASCII."""
-    headers = [*_names(decision.route, backend.name if backend else None, decision.source)]
+def decision_lines(decision: Decision, backend: Backend | None, request_id: str) -> bytes:
+    """The `x-fingerpost-*` headers, as lines; names are percent-encoded where they are not plain ASCII."""
+    names = _name_lines(decision.route, backend.name if backend else None, decision.source)
     if decision.confidence is not None:
-        headers.append((b"x-fingerpost-confidence", b"%.4f" % decision.confidence))
-    headers.append((b"x-fingerpost-decision-ms", b"%.3f" % (decision.elapsed * 1e3)))
-    headers.append((b"x-fingerpost-request-id", request_id.encode()))
-    return headers
+        names += b"x-fingerpost-confidence: %.4f\r\n" % decision.confidence
+    return b"%bx-fingerpost-decision-ms: %.3f\r\n%b" % (names, decision.elapsed * 1e3, id_line(request_id))
+
+
+def id_line(request_id: str) -> bytes:
+    """The header with the id by which a request is found in the log."""
+    return b"x-fingerpost-request-id: %b\r\n" % request_id.encode()
 
 
 @lru_cache(1024)
-def _names(route: str | None, backend: str | None, source: str) -> tuple[tuple[bytes, bytes], ...]:
+def _name_lines(route: str | None, backend: str | None, source: str) -> bytes:
     names = (b"route", route), (b"backend", backend), (b"source", source)
-    return tuple((b"x-fingerpost-" + what, _quoted(name)) for what, name in names if name is not None)
+    return fields([(b"x-fingerpost-" + what, _quoted(name)) for what, name in names if name is not None])
 
 
 def _quoted(name: str) -> bytes:
     return quote(name, safe=" !#$&'()*+,/:;=?@[]~").encode()
 
 
-def send_json(request: Request, status: int, value: object, headers: Headers | None = None) -> None:
-    """Sends a JSON response of our own."""
-    send_bytes(request, status, msgspec.json.encode(value), [JSON, *(headers or [])])
+def send_json(request: Request, status: int, value: object, lines: bytes = b"") -> None:
+    """Sends a JSON response of our own, with more header lines."""
+    send_bytes(request, status, msgspec.json.encode(value), JSON, lines)
 
 
-def send_bytes(request: Request, status: int, content: bytes, headers: Headers) -> None:
-    """Sends a response of our own, whole."""
-    request.send(status, [*headers, (b"content-length", b"%d" % len(content))], content)
+def send_bytes(request: Request, status: int, content: bytes, kind: bytes, lines: bytes = b"") -> None:
+    """Sends a response of our own, whole; `kind` is its content type."""
+    head = b"content-type: %b\r\n%bcontent-length: %d\r\n" % (kind, lines, len(content))
+    request.send(status, head, content)

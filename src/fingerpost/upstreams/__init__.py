@@ -41,7 +41,8 @@ class Reply(msgspec.Struct, frozen=True):
     Iterating `chunks` raises UpstreamError when the backend breaks off. `close` gives the connection back, or cuts it when
     the body was not read to its end; call it always. `pour`, where there is one, spares waking a task for each chunk: from
     the moment that it is awaited, what comes goes straight to a function. It returns at the end of the body, whatever that
-    is, or when the function has had enough; then go on iterating.
+    is, or when the function has had enough; then go on iterating. `whole` is the body where all of it has come with the head:
+    who takes that needs neither.
     """
 
     status: int
@@ -49,6 +50,7 @@ class Reply(msgspec.Struct, frozen=True):
     chunks: AsyncIterator[bytes]
     close: Callable[[], Awaitable[None]] = _nothing
     pour: Callable[[Take], Awaitable[None]] | None = None
+    whole: bytes | None = None
 
     def header(self, name: bytes) -> bytes:
         """The value of the first header of that (lower-case) name; empty when there is none."""

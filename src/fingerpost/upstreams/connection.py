@@ -41,19 +41,15 @@ class Owner(Protocol):
         """Takes note of a connection that is closed: its place is free."""
 
 
-class Body(Incoming):
+class Body(Incoming, kw_only=True, eq=False):
     """A reply coming in over a connection; as an iterator, its body: whatever came since the last look, in one piece.
 
     While it is poured, `take` is where it goes.
     """
 
-    __slots__ = ("_connection", "error", "take")
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self.error: UpstreamError | None = None
-        self.take: Take | None = None
-        self._connection = connection
+    _connection: Connection
+    error: UpstreamError | None = None
+    take: Take | None = None
 
     def __aiter__(self) -> Body:
         return self
@@ -118,7 +114,7 @@ class Connection(asyncio.Protocol):
 
         Raises what `Upstream.send` does, and Stale when the same request may be sent again on another connection.
         """
-        self._body = body = Body(self)
+        self._body = body = Body(_connection=self)
         self._parser.expect(body)
         self._held, self._total = 0, deadline
         if len(content) <= ONE_WRITE:
@@ -136,7 +132,8 @@ class Connection(asyncio.Protocol):
         except BaseException:
             self.cut()
             raise
-        return Reply(body.status, tuple(body.headers), body, body.close, body.pour)
+        whole = body.parts[0] if body.complete and len(body.parts) == 1 else None
+        return Reply(body.status, body.headers, body, body.close, body.pour, whole)
 
     def news(self) -> asyncio.Future[None]:
         """What is done when something has come, or the connection has failed."""

@@ -47,7 +47,10 @@ class Guarded:
             lease.rest(rest, reply.status)
         if reply.status >= 500:
             lease.settle(False)
-
+        elif reply.whole is not None:  # nothing of it can go wrong any more
+            lease.settle(True)
+            lease.release()
+            return reply
         chunks = _Chunks(reply, lease, call)
         return Reply(reply.status, reply.headers, chunks, chunks.close, reply.pour)
 

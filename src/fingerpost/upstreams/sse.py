@@ -66,9 +66,13 @@ class UsageReader:
         del self._buffer[:end]
 
     def _read(self, data: bytes) -> None:
-        try:
-            counts = _decode(data).usage
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return
-        if counts is not None:
-            self.usage = Usage(counts.prompt_tokens, counts.completion_tokens)
+        self.usage = read_usage(data) or self.usage
+
+
+def read_usage(data: bytes) -> Usage | None:
+    """The usage that a JSON body says; None where it does not, or is no JSON."""
+    try:
+        counts = _decode(data).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if counts is None else Usage(counts.prompt_tokens, counts.completion_tokens)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import httptools
+import msgspec
 
+from fingerpost.heads import KnownHead
 from fingerpost.routes import Backend
 from fingerpost.upstreams import Headers
 from fingerpost.upstreams.openai import Address, own_headers
@@ -15,6 +17,9 @@ MAX_HEAD = 65_536
 
 MAX_FIELDS = 256
 """Header fields in one reply."""
+
+HEADS_LEARNT = 4
+"""Heads of a connection's replies that are kept in vain, each in place of the one before, until no more are."""
 
 FRAMING = frozenset({
     b"host", b"connection", b"content-length", b"expect", b"keep-alive", b"proxy-connection", b"te", b"trailer",
@@ -77,21 +82,18 @@ def fields(headers: Headers) -> bytes:
     return written
 
 
-class Incoming:
+class Incoming(msgspec.Struct, eq=False):
     """One reply as far as it has come in: `status` is 0 until its head is there, `parts` is the body not yet taken.
 
     `reusable` says whether the connection is fit for another request once the reply is complete.
     """
 
-    __slots__ = ("begun", "complete", "headers", "parts", "reusable", "status")
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.parts: list[bytes] = []
-        self.begun = False
-        self.complete = False
-        self.reusable = False
+    status: int = 0
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    parts: list[bytes] = []
+    begun: bool = False
+    complete: bool = False
+    reusable: bool = False
 
 
 class ReplyParser:
@@ -104,14 +106,14 @@ class ReplyParser:
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._incoming = Incoming()
+        self._known: KnownHead | None = None
+        self._known_reply = self._incoming
+        self._known_size = 0
+        self._to_learn = HEADS_LEARNT
 
     def expect(self, incoming: Incoming) -> None:
         """Gets ready for the next reply and fills `incoming` with it."""
         self._incoming = incoming
-        self._headers = incoming.headers
-        self._room = MAX_HEAD
-        self._silent = 0
-        self._framed = self._interim = False
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes.
@@ -119,8 +121,15 @@ class ReplyParser:
         Raises:
             NotHttp: they are no part of a valid reply.
         """
-        incoming = self._incoming
-        incoming.begun = True
+        incoming, begins = self._incoming, False
+        if not incoming.begun:
+            incoming.begun = begins = True
+            if self._known is not None and (body := self._known.body(data)):
+                return self._fill(incoming, body)
+            self._headers: list[tuple[bytes, bytes]] = []
+            self._room = MAX_HEAD
+            self._silent = 0
+            self._framed = self._interim = False
         self._silent += len(data)
         try:
             self._parser.feed_data(data)
@@ -132,6 +141,8 @@ class ReplyParser:
         # What is never finished would pile up without being noticed: a header line, a chunk's extension, a trailer.
         if self._silent > 2 * MAX_HEAD and not incoming.complete:
             raise NotHttp
+        if begins and incoming.reusable and incoming.complete and self._to_learn:
+            self._learn(incoming, data)
 
     def end(self) -> bool:
         """Takes the end of the connection; whether the reply is complete now. Without a length it reaches to here."""
@@ -167,9 +178,27 @@ class ReplyParser:
             self._headers.clear()
             self._framed = False
             return
-        incoming.status = status
+        incoming.status, incoming.headers = status, tuple(headers)
         incoming.reusable = status != 101 and self._parser.should_keep_alive()
         self._framed = self._framed or status in (101, 204, 304)
+
+    def _fill(self, incoming: Incoming, body: bytes) -> None:
+        """Takes a reply that has come whole and whose head is known."""
+        known = self._known_reply
+        incoming.status, incoming.headers = known.status, known.headers
+        if len(body) != self._known_size:
+            length = (b"content-length", b"%d" % len(body))
+            incoming.headers = tuple([length if pair[0] == b"content-length" else pair for pair in known.headers])
+        incoming.parts.append(body)
+        incoming.complete = incoming.reusable = True
+        self._to_learn = HEADS_LEARNT
+
+    def _learn(self, incoming: Incoming, data: bytes) -> None:
+        """Keeps the head of a reply that has come whole, and with nothing else."""
+        self._to_learn -= 1
+        size = sum([len(part) for part in incoming.parts])
+        self._known = KnownHead.of(data, size) if size else None
+        self._known_reply, self._known_size = Incoming(incoming.status, incoming.headers), size
 
     def _take_trailer(self, name: bytes, value: bytes) -> None:
         self._spend(len(name) + len(value) + 4)
