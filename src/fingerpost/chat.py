@@ -252,18 +252,14 @@ def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str
     if body.metadata and len(body.metadata) > MAX_METADATA:
         raise InvalidRequest(f"metadata: more than {MAX_METADATA} entries", param="metadata")
     messages = tuple([_message(message, index) for index, message in enumerate(body.messages)])
-    offered = (*(body.tools or ()), *(body.functions or ()))
+    tools: tuple[str, ...] = ()
+    if body.tools or body.functions:
+        tools = tuple([_tool_name(tool) for tool in (*(body.tools or ()), *(body.functions or ()))])
     metadata = {key: _as_text(value) for key, value in body.metadata.items()} if body.metadata else {}
-    conversation = Conversation(messages, tuple([_tool_name(tool) for tool in offered]), metadata)
-    return ChatRequest(
-        conversation=conversation,
-        model=body.model,
-        stream=bool(body.stream),
-        needs=_needs(conversation, body),
-        routes=tuple(body.fingerpost.routes) if body.fingerpost and body.fingerpost.routes is not None else None,
-        source=source,
-        layout=layout,
-    )
+    conversation = Conversation(messages, tools, metadata)
+    routes = tuple(body.fingerpost.routes) if body.fingerpost and body.fingerpost.routes is not None else None
+    needs = _needs(conversation, body)
+    return ChatRequest(conversation, body.model, bool(body.stream), needs, routes, source, layout)
 
 
 _FIELDS = frozenset(_Body.__struct_fields__)
@@ -286,16 +282,17 @@ def _check_keys(body: _Body, source: bytes, layout: Mapping[str, Member]) -> Non
 
 
 def _message(message: _Message, place: int) -> Message:
-    calls_tools = bool(message.tool_calls) or not (message.function_call is None or message.function_call is UNSET)
-    if not isinstance(message.content, list):
-        text = message.content or message.refusal
+    content, function_call = message.content, message.function_call
+    calls_tools = bool(message.tool_calls) or not (function_call is UNSET or function_call is None)
+    if not isinstance(content, list):
+        text = content or message.refusal
         return Message(message.role, (text,) if text else (), (), calls_tools)
-    for index, part in enumerate(message.content):
+    for index, part in enumerate(content):
         if part.type == "text" and part.text is None:
             where = f"messages[{place}].content[{index}].text"
             raise InvalidRequest(f"{where}: a text part needs a string here", param=where)
-    texts = tuple(text for part in message.content if (text := part.text or part.refusal))
-    media = tuple(MEDIA[part.type] for part in message.content if part.type in MEDIA)
+    texts = tuple([text for part in content if (text := part.text or part.refusal)])
+    media = tuple([MEDIA[part.type] for part in content if part.type in MEDIA])
     return Message(message.role, texts, media, calls_tools, in_parts=True)
 
 
@@ -303,6 +300,8 @@ def _tool_name(tool: _Tool) -> str:
     return str((tool.function or {}).get("name") or tool.name or "")
 
 
+_NO_MEDIA: frozenset[Feature] = frozenset()
+_ROLES_OF_TOOLS = frozenset({"tool", "function"})
 _PLAIN: frozenset[Feature] = frozenset({"text"})
 _WITH_TOOLS: frozenset[Feature] = frozenset({"text", "tools"})
 
@@ -310,24 +309,25 @@ _WITH_TOOLS: frozenset[Feature] = frozenset({"text", "tools"})
 def _needs(conversation: Conversation, body: _Body) -> Needs:
     """What serving the request takes; its tokens are those of turns, tools, their calls, images, and the longest answer."""
     answer = body.max_completion_tokens or body.max_tokens or 0
-    tokens, images, media, uses_tools = min(max(answer, 0), _INT_MAX), 0, set[Feature](), bool(conversation.tools)
+    tokens = min(max(answer, 0), _INT_MAX) if answer else 0
+    images, media, uses_tools = 0, _NO_MEDIA, bool(conversation.tools)
     for message in conversation.messages:
-        tokens += estimate_tokens(message.text) + 4
+        tokens += 4
+        for text in message.texts:
+            tokens += estimate_tokens(text)
         if message.media:
-            media.update(message.media)
+            media = media.union(message.media)
             images += message.images
-        if message.calls_tools or message.role in ("tool", "function"):
+        if message.calls_tools or message.role in _ROLES_OF_TOOLS:
             uses_tools = True
     if uses_tools:
         tools = [body.tools, body.functions] if conversation.tools else []
         calls = [call for message in body.messages for call in (message.tool_calls, message.function_call) if call]
         tokens += len(msgspec.json.encode(tools)) // 4 + (len(msgspec.json.encode(calls)) // 4 if calls else 0)
-    features = _WITH_TOOLS if uses_tools else _PLAIN
-    if media:
-        features |= media
     if body.response_format is not None and body.response_format.type == "json_schema":
-        features |= {"json_schema"}
-    return Needs(features, tokens + images * IMAGE_TOKENS)
+        media |= {"json_schema"}
+    features = _WITH_TOOLS if uses_tools else _PLAIN
+    return Needs(features | media if media else features, tokens + images * IMAGE_TOKENS)
 
 
 def _as_text(value: Any) -> str:

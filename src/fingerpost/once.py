@@ -69,7 +69,7 @@ def _are_once(messages: Sequence[Any], source: bytes) -> bool:
 
     This takes a microsecond and settles nearly all requests; names that stand as values, or in tool calls, need a closer look.
     """
-    contents = [message.content for message in messages if message.content is not UNSET]
+    contents = [content for message in messages if (content := message.content) is not UNSET]
     if source.count(b'"role"') != len(messages) or source.count(b'"content"') != len(contents):
         return False
     if source.find(b"_call") >= 0 or source.find(b'"refusal"') >= 0:  # `in` takes three times as long

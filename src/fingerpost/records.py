@@ -136,7 +136,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
 
     def line(self) -> AttemptLine:
         """What the log says of it."""
-        return AttemptLine(self.backend, self.kind, self.status, self.error, _milliseconds(self.elapsed))
+        return AttemptLine(self.backend, self.kind, self.status, self.error, int(self.elapsed * 1e4 + 0.5) / 10)
 
 
 class AttemptLine(msgspec.Struct, frozen=True, gc=False):
@@ -189,8 +189,11 @@ class Exchange(msgspec.Struct, frozen=True):
 
     def line(self, at: str | UnsetType = UNSET) -> ExchangeLine:
         """What the log says of it; `at` is when it was over."""
-        decision, backend, usage = self.decision, self.backend, self.usage
-        confidence = None if decision is None else decision.confidence
+        decision, backend, usage, first_byte = self.decision, self.backend, self.usage, self.first_byte
+        route = confidence = source = reason = decision_ms = None
+        if decision is not None:
+            route, confidence, source, reason = decision.route, decision.confidence, decision.source, decision.reason
+            decision_ms = int(decision.elapsed * 1e6 + 0.5) / 1e3
         return ExchangeLine(
             at,
             self.request_id,
@@ -198,18 +201,18 @@ class Exchange(msgspec.Struct, frozen=True):
             self.status,
             self.key,
             self.stream,
-            decision.route if decision else None,
-            backend.name if backend else None,
+            route,
+            None if backend is None else backend.name,
             None if confidence is None else round(confidence, 4),
-            decision.source if decision else None,
-            decision.reason if decision else None,
-            int(decision.elapsed * 1e6 + 0.5) / 1e3 if decision else None,
+            source,
+            reason,
+            decision_ms,
             [attempt.line() for attempt in self.attempts],
-            None if self.first_byte is None else _milliseconds(self.first_byte),
-            _milliseconds(self.elapsed),
+            None if first_byte is None else int(first_byte * 1e4 + 0.5) / 10,
+            int(self.elapsed * 1e4 + 0.5) / 10,  # `round` takes ten times as long
             self.sent_bytes,
-            usage.input_tokens if usage else None,
-            usage.output_tokens if usage else None,
+            None if usage is None else usage.input_tokens,
+            None if usage is None else usage.output_tokens,
             self.cost,
             self.error,
         )
@@ -243,8 +246,3 @@ class ExchangeLine(msgspec.Struct, frozen=True):
     output_tokens: int | None
     cost_usd: float | None
     error: str
-
-
-def _milliseconds(seconds: float) -> float:
-    """With one decimal; `round` takes ten times as long."""
-    return int(seconds * 1e4 + 0.5) / 10

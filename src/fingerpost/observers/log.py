@@ -21,20 +21,23 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 class JsonLog:
     """Writes each exchange as a line of JSON to a text stream; `now` gives seconds since the epoch.
 
-    In an event loop, what ends in one round of it is written together, at the end of that round.
+    In an event loop, what ends in one round of it is stamped alike and written together, at the end of that round.
     """
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.time) -> None:  # noqa: TID251  (a stamp)
         self._stream = stream
         self._now = now
         self._lines: list[ExchangeLine] = []
+        self._stamp = ""
 
     def observe(self, exchange: Exchange) -> None:
         """Takes one exchange, stamped with UTC."""
-        seconds, milliseconds = divmod(int(self._now() * 1e3), 1000)
-        self._lines.append(exchange.line(f"{_second(seconds)}.{milliseconds:03d}+00:00"))
-        if len(self._lines) > 1:
+        if self._lines:
+            self._lines.append(exchange.line(self._stamp))
             return
+        seconds, milliseconds = divmod(int(self._now() * 1e3), 1000)
+        self._stamp = f"{_second(seconds)}.{milliseconds:03d}+00:00"
+        self._lines.append(exchange.line(self._stamp))
         try:
             asyncio.get_running_loop().call_soon(self.flush)
         except RuntimeError:  # no loop: nobody comes back to it

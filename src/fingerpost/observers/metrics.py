@@ -9,7 +9,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from fingerpost.observers.series import Counts, Histograms, Times
-from fingerpost.records import Decision, Exchange
+from fingerpost.records import Attempt, Exchange
 from fingerpost.upstreams.health import Guard
 
 DECISION_BUCKETS = (0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
@@ -75,25 +75,21 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Counts one exchange."""
-        decision, backend, usage = exchange.decision, exchange.backend, exchange.usage
-        name = backend.name if backend else ""
-        cells = self._cells_of(exchange, self._route(decision), name)
+        decision, usage, attempts = exchange.decision, exchange.usage, exchange.attempts
+        cells = self._cells_of(exchange, attempts[0] if len(attempts) == 1 else None)
         cells.requests[0] += 1
         if decision is not None:
             cells.decisions.add(decision.elapsed)
-        for attempt in exchange.attempts:
-            if not attempt.called:
-                self._skipped.add(attempt.backend, attempt.kind)
-                continue
-            self._attempts.add(attempt.backend, str(attempt.status or "none"))
-            if attempt.kind != "first":
-                self._retries.add(attempt.backend, attempt.kind)
         if exchange.first_byte is not None:
             cells.first_byte.add(exchange.first_byte)
         if usage is not None:
             cells.input[0] += usage.input_tokens
             cells.output[0] += usage.output_tokens
             cells.cost[0] += exchange.cost or 0.0
+        if cells.attempt is not None:
+            cells.attempt[0] += 1
+        else:
+            self._count_attempts(attempts)
         if exchange.key is not None:
             self._count_key(exchange, exchange.key)
 
@@ -103,23 +99,42 @@ class Metrics:
         self._backends.show(guards)
         return generate_latest(self.registry)
 
-    def _cells_of(self, exchange: Exchange, route: str, backend: str) -> _Cells:
-        """The cells for exchanges like this one: looked for once, label by label, and found in one step from then on."""
-        decision, status, outcome = exchange.decision, exchange.status, exchange.outcome
-        source, cached = (None, False) if decision is None else (decision.source, decision.cached)
-        begun, counted = exchange.first_byte is not None, exchange.usage is not None
-        kind = (route, backend, status, outcome, source, cached, begun, counted)
+    def _cells_of(self, exchange: Exchange, attempt: Attempt | None) -> _Cells:
+        """The cells for exchanges like this one: looked for once, label by label, and found in one step from then on.
+
+        `attempt` is its only one.
+        """
+        decision, backend, status, outcome = exchange.decision, exchange.backend, exchange.status, exchange.outcome
+        route = source = None
+        cached, begun, counted = False, exchange.first_byte is not None, exchange.usage is not None
+        if decision is not None:
+            route, source, cached = decision.route, decision.source, decision.cached
+            if route is not None and route not in self._routes:
+                route = BROUGHT_ALONG
+        name = "" if backend is None else backend.name
+        plain = attempt is not None and attempt.kind == "first" and attempt.status == status and attempt.backend == name
+        kind = (route, name, status, outcome, source, cached, begun, counted, plain)
         cells = self._cells.get(kind)
         if cells is None:
             cells = self._cells[kind] = _Cells(
-                self._requests.cell(route, backend, str(status), outcome),
+                self._requests.cell(route or "", name, str(status), outcome),
                 self._decisions.cell(source, "true" if cached else "false") if source is not None else Times(()),
-                self._first_byte.cell(backend) if begun else Times(()),
-                self._tokens.cell(backend, "input") if counted else [0.0],
-                self._tokens.cell(backend, "output") if counted else [0.0],
-                self._cost.cell(backend) if counted else [0.0],
+                self._first_byte.cell(name) if begun else Times(()),
+                self._tokens.cell(name, "input") if counted else [0.0],
+                self._tokens.cell(name, "output") if counted else [0.0],
+                self._cost.cell(name) if counted else [0.0],
+                self._attempts.cell(name, str(status)) if plain else None,
             )
         return cells
+
+    def _count_attempts(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            if not attempt.called:
+                self._skipped.add(attempt.backend, attempt.kind)
+                continue
+            self._attempts.add(attempt.backend, str(attempt.status or "none"))
+            if attempt.kind != "first":
+                self._retries.add(attempt.backend, attempt.kind)
 
     def _count_key(self, exchange: Exchange, key: str) -> None:
         # Bounded: a request without a known key has none, and the known ones are the configuration's.
@@ -129,13 +144,12 @@ class Metrics:
             self._key_tokens.add(key, "output", amount=exchange.usage.output_tokens)
             self._key_cost.add(key, amount=exchange.cost or 0.0)
 
-    def _route(self, decision: Decision | None) -> str:
-        route = decision.route if decision else None
-        return "" if route is None else route if route in self._routes else BROUGHT_ALONG
-
 
 class _Cells(NamedTuple):
-    """Where exchanges of one kind are counted; what they do not have is counted nowhere."""
+    """Where exchanges of one kind are counted; what they do not have is counted nowhere.
+
+    `attempt` is that of those with one attempt, which gave them their status; None where attempts are counted one by one.
+    """
 
     requests: list[float]
     decisions: Times
@@ -143,6 +157,7 @@ class _Cells(NamedTuple):
     input: list[float]
     output: list[float]
     cost: list[float]
+    attempt: list[float] | None
 
 
 class _Backends:

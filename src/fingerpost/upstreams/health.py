@@ -16,6 +16,8 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
+import msgspec
+
 from fingerpost.errors import UpstreamBusy
 from fingerpost.routes import Backend, Breaker
 from fingerpost.upstreams import Headers
@@ -41,7 +43,7 @@ class Circuit:
         self._resting_status = 503
         self._settings = settings
         self._jitter = jitter
-        self._window: deque[list[int]] = deque()
+        self._window: deque[list[int]] = deque([[-1, 0, 0]])
         self._calls = self._failures = 0
         self._streak = 0
         self._trips = 0
@@ -118,24 +120,30 @@ class Circuit:
         longest = min(self._settings.longest, self._settings.pause * 2.0 ** min(self._trips, 30))
         self._open_until, self._trying_until = now + longest * (0.75 + 0.25 * self._jitter()), float("-inf")
         self._trips, self._era, self._streak = self._trips + 1, self._era + 1, 0
-        self._window.clear()
+        self._window = deque([[-1, 0, 0]])
         self._calls = self._failures = 0
 
     def _count(self, now: float, *, failed: bool) -> tuple[int, int]:
         """Counts a call; returns the calls and failures of the window, which moves in tenths of its length."""
-        slot = int(now / self._settings.window * _SLOTS)
-        if not self._window or self._window[-1][0] != slot:
-            self._window.append([slot, 0, 0])
-            while self._window[0][0] <= slot - _SLOTS:
-                _, calls, failures = self._window.popleft()
-                self._calls -= calls
-                self._failures -= failures
-        latest = self._window[-1]
+        latest, slot = self._window[-1], int(now / self._settings.window * _SLOTS)
+        if latest[0] != slot:
+            latest = self._begin_slot(slot)
         latest[1] += 1
-        latest[2] += failed
         self._calls += 1
-        self._failures += failed
+        if failed:
+            latest[2] += 1
+            self._failures += 1
         return self._calls, self._failures
+
+    def _begin_slot(self, slot: int) -> list[int]:
+        """A new last tenth of the window: its number, calls and failures."""
+        latest = [slot, 0, 0]
+        self._window.append(latest)
+        while self._window[0][0] <= slot - _SLOTS:
+            _, calls, failures = self._window.popleft()
+            self._calls -= calls
+            self._failures -= failures
+        return latest
 
 
 class Gate:
@@ -217,19 +225,21 @@ class Guard:
             UpstreamBusy: the queue is full, or no URL may be called now.
         """
         if not self.gate.slip_in():
-            self._pick()  # who would be refused inside need not wait
+            self._pick(self.now())  # who would be refused inside need not wait
             if self.gate.full:
                 raise UpstreamBusy("not called, its queue is full", "full", 1.0)
             await self.gate.wait()
+        now = self.now()
         try:
-            return Lease(self, self._pick())
+            place = self._pick(now)
         except UpstreamBusy:
             self.gate.leave()
             raise
+        place.in_flight += 1
+        return Lease(self, place, place.circuit.begin(now))
 
-    def _pick(self) -> Place:
+    def _pick(self, now: float) -> Place:
         """The URL that may be called, has not just failed, and has the fewest calls on their way."""
-        now = self.now()
         if len(self.places) == 1:  # the usual case, in a few steps
             refusal = self.places[0].circuit.refusal(now)
             if refusal is None:
@@ -242,26 +252,24 @@ class Guard:
         return min(free, key=lambda place: (now - place.circuit.failed_at < SUSPECT, place.in_flight))
 
 
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     """One call's right to a URL. Give exactly one result, `settle`, and let go of it, `release`; more of either do nothing."""
 
-    def __init__(self, guard: Guard, place: Place) -> None:
-        self.place = place
-        self._guard = guard
-        self._token: int | None = place.circuit.begin(guard.now())
-        self._held = True
-        place.in_flight += 1
+    _guard: Guard
+    place: Place
+    _token: int | None
+    _held: bool = True
 
     def settle(self, good: bool | None) -> None:
         """Says how the call went: good, bad, or (None) that nobody waited for it."""
-        circuit, now = self.place.circuit, self._guard.now()
         token, self._token = self._token, None
         if token is None:
             return
-        if good is None:
-            circuit.forget(token)
-        elif good:
+        circuit, now = self.place.circuit, self._guard.now()
+        if good:
             circuit.succeeded(token, now)
+        elif good is None:
+            circuit.forget(token)
         else:
             circuit.failed(token, now)
 
