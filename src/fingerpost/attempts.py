@@ -105,26 +105,39 @@ class Attempts:
         Raises:
             UpstreamError: no backend answered.
         """
-        left = list(backends)
+        if self.hedge is None and backends:
+            found = await self._attempt(call(backends[0]), "first", trail)
+            if found is not None:
+                return found
+        return await self._search(list(backends), call, trail)
+
+    async def _search(self, left: list[Backend], call: Callable[[Backend], Call], trail: Trail) -> Found:
+        """The rest of `first_reply`, from the second attempt on or, where there may be a hedge, from the first."""
         for round_ in range(1 + self.retries):
             if round_ and left:
                 await self._pause(backoff(round_, random.random()))
             turns = deque([backend for backend in left for _ in backend.urls])
-            before = len(trail.attempts)
-            while turns and (not round_ or self.budget.spend()):
+            before = seen = 0
+            if round_:
+                before = seen = len(trail.attempts)
+            elif trail.attempts:
+                turns.popleft()
+            while True:
+                for attempt in trail.attempts[seen:]:
+                    if attempt.status in MISCONFIGURED_STATUSES:
+                        left = [backend for backend in left if backend.name != attempt.backend]
+                    if attempt.status in MISCONFIGURED_STATUSES or not attempt.called:
+                        turns = deque(backend for backend in turns if backend.name != attempt.backend)
+                if not turns or (round_ and not self.budget.spend()):
+                    break
                 seen = len(trail.attempts)
-                kind: AttemptKind = "retry" if round_ else "failover" if trail.attempts and trail.called else "first"
+                kind: AttemptKind = "retry" if round_ else "failover" if trail.called else "first"
                 if self.hedge is None or trail.hedged or len(turns) < 2:
                     found = await self._attempt(call(turns.popleft()), kind, trail)
                 else:
                     found = await self._hedged(turns, self.hedge, call, kind, trail)
                 if found is not None:
                     return found
-                for attempt in trail.attempts[seen:]:
-                    if attempt.status in MISCONFIGURED_STATUSES:
-                        left = [backend for backend in left if backend.name != attempt.backend]
-                    if attempt.status in MISCONFIGURED_STATUSES or not attempt.called:
-                        turns = deque(backend for backend in turns if backend.name != attempt.backend)
             if turns or not any(attempt.called for attempt in trail.attempts[before:]):
                 break
         raise trail.failure()

@@ -126,7 +126,8 @@ class Gateway:
             FingerpostError: the request is wrong, its client may not, nothing fits, or no backend answered; its message names
                 those tried.
         """
-        return Carrying(self, body, headers, _Story(request_id, self.clock(), key=visit.name if visit else None), visit)
+        story = _Story(request_id, self.clock(), key=visit.name if visit else None)
+        return Carrying(self, story, visit, _body=body, _headers=headers)
 
     def cut(self) -> None:
         """Cancels the tasks of all requests that are being served."""
@@ -200,41 +201,41 @@ class _Story(msgspec.Struct):
         )
 
 
-class _Telling:
-    """The block in which a request is served; a class, since a generator for each request takes longer."""
+class _Telling(msgspec.Struct):
+    """The block in which a request is served; no generator, since one for each request takes longer."""
 
-    __slots__ = ("_gateway", "_story", "_task", "_visit")
-
-    def __init__(self, gateway: Gateway, story: _Story, visit: Visit | None) -> None:
-        self._gateway, self._story, self._visit = gateway, story, visit
+    _gateway: Gateway
+    _story: _Story
+    _visit: Visit | None
+    _task: asyncio.Task[object] | None = None
 
     def __enter__(self) -> _Story:
-        task = asyncio.current_task()
+        task = self._task = asyncio.current_task()
         assert task is not None
-        self._task: asyncio.Task[object] = task
-        self._gateway.in_flight += 1
-        self._gateway.running.add(task)
+        gateway = self._gateway
+        gateway.in_flight += 1
+        gateway.running.add(task)
         return self._story
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, Exception):
             self._story.fail(error)
-        self._gateway.in_flight -= 1
-        self._gateway.running.discard(self._task)
-        exchange = self._story.exchange(self._gateway.clock())
+        gateway = self._gateway
+        gateway.in_flight -= 1
+        gateway.running.discard(self._task)
+        exchange = self._story.exchange(gateway.clock())
         if self._visit is not None:
             self._visit.settle(exchange)
-        self._gateway.tell(exchange)
+        gateway.tell(exchange)
 
 
 class Carrying(_Telling):
     """The block in which a backend's answer is at hand."""
 
-    __slots__ = ("_body", "_chunks", "_headers", "_reply")
-
-    def __init__(self, gateway: Gateway, body: bytes, headers: Headers, story: _Story, visit: Visit | None) -> None:
-        self._gateway, self._story, self._visit = gateway, story, visit
-        self._body, self._headers = body, headers
+    _body: bytes = b""
+    _headers: Headers = ()
+    _chunks: Chunks | None = None
+    _reply: Reply | None = None
 
     async def __aenter__(self) -> Answer:
         self.__enter__()
@@ -248,8 +249,10 @@ class Carrying(_Telling):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._chunks.close()
-            await self._reply.close()
+            if self._chunks is not None:
+                self._chunks.close()
+            if self._reply is not None:
+                await self._reply.close()
         finally:
             self.__exit__(kind, error, trace)
 
@@ -263,6 +266,7 @@ class Carrying(_Telling):
             access, headers = visit.client.access, readable(headers) if visit.metered else headers
         story.decision = decision = await gateway.router.decide(request, access)
         gateway.attempts.budget.earn()
+        assert self._task is not None
         deadline, passed = gateway.deadlines.begin(self._task), going_on(tuple(headers))
 
         def call(backend: Backend) -> Call:
@@ -279,8 +283,10 @@ class Carrying(_Telling):
             gateway.deadlines.end(deadline)
         head = read_head(tuple(reply.headers))
         story.status, story.first_byte, story.backend = reply.status, gateway.clock() - story.start, backend
-        self._reply, self._chunks = reply, Chunks(reply, first, head, story)
-        return Answer(decision, backend, reply.status, head, self._chunks)
+        chunks = self._chunks = Chunks(reply, first, head, story)
+        if reply.whole is None:  # else there is nothing to let go of
+            self._reply = reply
+        return Answer(decision, backend, reply.status, head, chunks)
 
 
 class Chunks:

@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fingerpost.errors import FingerpostError
-from fingerpost.heads import KnownHead
+from fingerpost.heads import Headers, KnownHead, shared
 from fingerpost.server.request import Request
 
 MAX_HEAD = 65_536
@@ -77,7 +77,7 @@ class ClientConnection(asyncio.Protocol):
         self._coming: Request | None = None
         self._waiting: deque[Request] = deque()
         self._known: KnownHead | None = None
-        self._head: tuple[str, str, tuple[tuple[bytes, bytes], ...], bytes]
+        self._head: tuple[str, str, Headers, bytes]
         self._to_learn = HEADS_LEARNT
         self._began: float | None = None
         self._idle_since = 0.0
@@ -274,7 +274,7 @@ class ClientConnection(asyncio.Protocol):
         if request is not None and alone and request.keep_alive and 0 < request.stated == request.size:
             self._to_learn -= 1
             self._known = KnownHead.of(data, request.size)
-            self._head = request.method, request.path, request.headers, request.encoding
+            self._head = request.method, request.path, shared(request.headers), request.encoding
 
     def _start(self, request: Request) -> None:
         self._request = request

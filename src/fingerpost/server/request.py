@@ -45,8 +45,8 @@ class Request(msgspec.Struct, eq=False):
 
     The response is sent whole (`send`), or begun, written in chunks, and ended. `sent` says that bytes of it went out, and
     `ended` that there can be no more. `stated` is the length that the client states, 0 where it states none; the `headers`
-    are all others. `limit` is what the body may have, once somebody waits for it. `id` and `on_admin_port` are for whoever
-    serves it to set. A struct, which is made ten times as fast as by an `__init__`.
+    are all others. `limit` is what the body may have, once somebody waits for it. `gone` says that the client has left. `id` and
+    `on_admin_port` are for whoever serves it to set. A struct, which is made ten times as fast as by an `__init__`.
     """
 
     _line: Line
@@ -67,7 +67,7 @@ class Request(msgspec.Struct, eq=False):
     ended: bool = False
     takes_events: bool = False
     task: asyncio.Task[None] | None = None
-    _gone: bool = False
+    gone: bool = False
     _awaited: asyncio.Future[None] | None = None
     _head: bytes = b""
     _tail: bytes = b""
@@ -83,10 +83,10 @@ class Request(msgspec.Struct, eq=False):
         if not self.whole:
             self.limit = limit
             self._line.wanted(self)
-        while not (self.whole or self.size > limit or self._gone):
+        while not (self.whole or self.size > limit or self.gone):
             self._awaited = asyncio.get_running_loop().create_future()
             await self._awaited
-        if self._gone:
+        if self.gone:
             raise ClientGone
         body = self.take()
         return None if self.size > limit else body
@@ -103,20 +103,15 @@ class Request(msgspec.Struct, eq=False):
 
     def leave(self) -> None:
         """Notes that the client has left, and ends what is being done for it."""
-        self._gone = True
+        self.gone = True
         if self._awaited is not None and not self._awaited.done():
             self._awaited.set_result(None)
         elif self.task is not None:
             self.task.cancel()
 
-    @property
-    def gone(self) -> bool:
-        """Whether the client has left."""
-        return self._gone
-
     def send(self, status: int, lines: bytes, content: bytes) -> None:
         """Sends a whole response in one piece; `lines` are its headers (see `fields`), which state its length."""
-        if self._gone:
+        if self.gone:
             return
         ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         shown = b"" if self.method == "HEAD" else content
@@ -157,7 +152,7 @@ class Request(msgspec.Struct, eq=False):
             if self._left < 0:
                 raise ConnectionAbortedError("the body is longer than was stated")
         data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk
-        if self._head or self._gone:
+        if self._head or self.gone:
             self._put(data)
         else:
             self._line.transport.write(data)
@@ -203,7 +198,7 @@ class Request(msgspec.Struct, eq=False):
         if self._head:
             data, self._head = self._head + data, b""
         self.sent = True
-        if not self._gone:
+        if not self.gone:
             self._line.transport.write(data)
 
     def _over(self) -> None:

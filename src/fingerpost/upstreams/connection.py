@@ -107,6 +107,7 @@ class Connection(asyncio.Protocol):
         self._held = 0
         self._news: asyncio.Future[None] | None = None
         self._total = 0.0
+        self._read_limit = owner.limits.read
         self._watch = Watch(owner.loop, lambda: self.fail(openai.answered_late))
 
     async def carry(self, head: bytes, content: bytes, deadline: float) -> Reply:
@@ -123,7 +124,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(head)
             self._unsent = memoryview(content)
             self._send_more()
-        self._expect_by(self._loop.time() + self._owner.limits.read)
+        self._expect_news()
         try:
             while not body.status:
                 if body.error is not None:
@@ -144,7 +145,7 @@ class Connection(asyncio.Protocol):
         """Notes that all that had come was taken."""
         if self._held >= HIGH_WATER and self._body is not None:
             self.transport.resume_reading()
-            self._expect_by(self._loop.time() + self._owner.limits.read)
+            self._expect_news()
         self._held = 0
 
     def rest(self) -> None:
@@ -185,14 +186,14 @@ class Connection(asyncio.Protocol):
         elif not body.complete:
             self._held += len(data)
             if self._held < HIGH_WATER:
-                self._expect_by(self._loop.time() + self._owner.limits.read)
+                self._expect_news()
             elif self._held - len(data) < HIGH_WATER:
                 self.transport.pause_reading()
-                self._expect_by(self._total)  # it is we who make the backend wait
+                self._watch.expect_by(self._total)  # it is we who make the backend wait
         if body.complete:
             self._complete(body)
         elif body.take is not None:
-            return self._expect_by(self._loop.time() + self._owner.limits.read)
+            return self._expect_news()
         self._tell()
 
     def eof_received(self) -> None:
@@ -215,7 +216,7 @@ class Connection(asyncio.Protocol):
         self._blocked = False
         self._send_more()
         if self._body is not None and self._held < HIGH_WATER:
-            self._expect_by(self._loop.time() + self._owner.limits.read)
+            self._expect_news()
 
     def _send_more(self) -> None:
         """Hands slices of the body to the transport until that has enough of them for now."""
@@ -247,5 +248,7 @@ class Connection(asyncio.Protocol):
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    def _expect_by(self, time: float) -> None:
-        self._watch.expect_by(min(time, self._total))
+    def _expect_news(self) -> None:
+        """Gives the backend as long as it may take between two reads."""
+        until, total = self._loop.time() + self._read_limit, self._total
+        self._watch.expect_by(until if until < total else total)

@@ -150,8 +150,11 @@ class _Pool:
         """Takes a connection that is fit for another request."""
         if self._closed:
             connection.cut()
-        else:
+        elif self._line:
             self._pass_on(connection)
+        else:
+            self._resting.append(connection)
+            connection.rest()
 
     def forget(self, connection: Connection) -> None:
         """Takes note of a connection that is about to close: nobody gets it any more."""

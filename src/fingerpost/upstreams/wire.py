@@ -7,7 +7,7 @@ from functools import lru_cache
 import httptools
 import msgspec
 
-from fingerpost.heads import KnownHead
+from fingerpost.heads import KnownHead, shared
 from fingerpost.routes import Backend
 from fingerpost.upstreams import Headers
 from fingerpost.upstreams.openai import Address, own_headers
@@ -198,7 +198,7 @@ class ReplyParser:
         self._to_learn -= 1
         size = sum([len(part) for part in incoming.parts])
         self._known = KnownHead.of(data, size) if size else None
-        self._known_reply, self._known_size = Incoming(incoming.status, incoming.headers), size
+        self._known_reply, self._known_size = Incoming(incoming.status, shared(incoming.headers)), size
 
     def _take_trailer(self, name: bytes, value: bytes) -> None:
         self._spend(len(name) + len(value) + 4)
