@@ -40,9 +40,9 @@ def check_utf8(source: bytes) -> None:
 def locate(source: bytes) -> dict[str, Member]:
     """Where each field of a JSON object stands, in their order.
 
-    msgspec gives the names and the values, each as the bytes that it is, without reading what is in them. Where those with a brace,
-    quotes, a colon and a comma around them add up to the whole, nothing else is there: no spaces, no escapes in a name, and no
-    key twice. Then their places are known. Else they are looked for.
+    msgspec gives the names and the values, each as the bytes that it is, without reading what is in them. Where those, with
+    quotes, a colon and a comma or brace for each, add up to the whole, nothing else is there: no spaces, no escapes in a name,
+    no key twice. Then their places are known. Else they are looked for.
 
     Raises:
         InvalidRequest: there are more than MAX_FIELDS, or a key is there twice. Which of the two a backend takes cannot be
@@ -65,8 +65,8 @@ def locate(source: bytes) -> dict[str, Member]:
 def _search(source: bytes, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
     """Where the fields stand that msgspec read, however they are written.
 
-    Going through the text, they are found again one after the other. If a key is there twice, msgspec knows its last value only:
-    then some value is not the one that stands there, or there are fields left at the end.
+    Going through the text, they are found again one after the other. If a key is there twice, msgspec knows its last value
+    only: then some value is not the one that stands there, or there are fields left at the end.
     """
     members: dict[str, Member] = {}
     at, name = 0, ""

@@ -98,7 +98,7 @@ async def test_what_ends_in_one_round_of_the_loop_is_written_together() -> None:
     stream = Stream()
     log = JsonLog(stream)
     for expected in (2, 3):
-        while len(stream.getvalue().splitlines()) + len(log._lines) < expected:
+        while len(stream.getvalue().splitlines()) + len(log._told) < expected:
             log.observe(whole_exchange())
         await asyncio.sleep(0)
         assert len(stream.getvalue().splitlines()) == expected

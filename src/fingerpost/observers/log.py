@@ -12,7 +12,7 @@ from typing import TextIO
 
 import msgspec
 
-from fingerpost.records import Exchange, ExchangeLine
+from fingerpost.records import Exchange
 
 _log = logging.getLogger("fingerpost.observers")
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -27,17 +27,16 @@ class JsonLog:
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.time) -> None:  # noqa: TID251  (a stamp)
         self._stream = stream
         self._now = now
-        self._lines: list[ExchangeLine] = []
+        self._told: list[Exchange] = []
         self._stamp = ""
 
     def observe(self, exchange: Exchange) -> None:
         """Takes one exchange, stamped with UTC."""
-        if self._lines:
-            self._lines.append(exchange.line(self._stamp))
+        self._told.append(exchange)
+        if len(self._told) > 1:
             return
         seconds, milliseconds = divmod(int(self._now() * 1e3), 1000)
         self._stamp = f"{_second(seconds)}.{milliseconds:03d}+00:00"
-        self._lines.append(exchange.line(self._stamp))
         try:
             asyncio.get_running_loop().call_soon(self.flush)
         except RuntimeError:  # no loop: nobody comes back to it
@@ -45,9 +44,9 @@ class JsonLog:
 
     def flush(self) -> None:
         """Writes what was taken."""
-        lines, self._lines = self._lines, []
+        told, self._told = self._told, []
         try:
-            self._stream.write(_encode_lines(lines).decode())
+            self._stream.write(_encode_lines([exchange.line(self._stamp) for exchange in told]).decode())
             self._stream.flush()
         except (OSError, ValueError) as error:  # a full disk, a reader that has gone, a stream that was closed
             _log.error("the log of requests cannot be written: %s", type(error).__name__)

@@ -45,8 +45,8 @@ class Request(msgspec.Struct, eq=False):
 
     The response is sent whole (`send`), or begun, written in chunks, and ended. `sent` says that bytes of it went out, and
     `ended` that there can be no more. `stated` is the length that the client states, 0 where it states none; the `headers`
-    are all others. `limit` is what the body may have, once somebody waits for it. `gone` says that the client has left. `id` and
-    `on_admin_port` are for whoever serves it to set. A struct, which is made ten times as fast as by an `__init__`.
+    are all others. `limit` is what the body may have, once somebody waits for it; `gone` says that the client has left. `id`
+    and `on_admin_port` are for whoever serves it to set.
     """
 
     _line: Line
