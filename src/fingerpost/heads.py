@@ -40,8 +40,8 @@ class KnownHead(msgspec.Struct, frozen=True, gc=False):
         start = self.start
         end = data.find(b"\r", start, start + _DIGITS)
         if end > start and data.startswith(self.before) and data.startswith(self.after, end):
-            digits, body = data[start:end], data[end + self.rest :]
-            if digits.isdigit() and int(digits) == len(body):
+            body = data[end + self.rest :]
+            if data[start:end] == b"%d" % len(body):
                 return body
         return None
 

@@ -66,7 +66,7 @@ def obey(table: RouteTable, needs: Needs, model: str, access: Access = EVERYTHIN
     else:
         names = ", ".join(usable_names(table, access))
         raise UnknownModel(f"there is no model {model[:200]!r}; use one of: {names}", param="model")
-    if not (access.to_route(model) if route else access.to_backend(model)):
+    if access is not EVERYTHING and not (access.to_route(model) if route else access.to_backend(model)):
         raise Refused(f"the {'route' if route else 'backend'} {model} {KEPT_FROM_KEY}", param="model")
     constraints = find_constraints(table, needs, named, access)
     backends = named
@@ -89,18 +89,18 @@ def find_constraints(
 ) -> tuple[Constraint, ...]:
     """Which backends (of `among`, or of the whole table) cannot serve these needs of a client with this access, and why."""
     wanted: frozenset[str] = needs.features
-    if optional := wanted & OPT_IN_FEATURES:
-        wanted -= optional.difference(*(backend.accepts for backend in table.backends.values()))
-    found = []
+    if not wanted.isdisjoint(OPT_IN_FEATURES):
+        wanted -= (wanted & OPT_IN_FEATURES).difference(*(backend.accepts for backend in table.backends.values()))
+    found: tuple[Constraint, ...] = ()
     for backend in table.backends.values() if among is None else among:
-        missing = wanted - backend.accepts
-        if not access.to_backend(backend.name):
-            found.append(Constraint(backend.name, KEPT_FROM_KEY))
+        missing, context = wanted - backend.accepts, backend.context
+        if access is not EVERYTHING and not access.to_backend(backend.name):
+            found += (Constraint(backend.name, KEPT_FROM_KEY),)
         elif missing:
-            found.append(Constraint(backend.name, f"does not accept {', '.join(sorted(missing))}"))
-        elif backend.context is not None and needs.tokens > backend.context:
-            found.append(Constraint(backend.name, f"about {needs.tokens} tokens do not fit into {backend.context}"))
-    return tuple(found)
+            found += (Constraint(backend.name, f"does not accept {', '.join(sorted(missing))}"),)
+        elif context is not None and needs.tokens > context:
+            found += (Constraint(backend.name, f"about {needs.tokens} tokens do not fit into {context}"),)
+    return found
 
 
 def _believed(table: RouteTable, verdict: Verdict | None, why_not: str) -> tuple[str, str]:

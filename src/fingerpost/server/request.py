@@ -115,7 +115,7 @@ class Request(msgspec.Struct, eq=False):
             return
         ending = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         shown = b"" if self.method == "HEAD" else content
-        self._line.transport.write(b"%b%b%b%b" % (_STATUS_LINES[status], lines, ending, shown))
+        self._line.transport.write(b"".join((_STATUS_LINES[status], lines, ending, shown)))
         self.sent = True
         self._over()
 

@@ -67,10 +67,10 @@ def _error_headers(error: FingerpostError) -> Headers:
 
 def decision_lines(decision: Decision, backend: Backend | None, request_id: str) -> bytes:
     """The `x-fingerpost-*` headers, as lines; names are percent-encoded where they are not plain ASCII."""
-    names = _name_lines(decision.route, backend.name if backend else None, decision.source)
+    lines = _name_lines(decision.route, None if backend is None else backend.name, decision.source)
     if decision.confidence is not None:
-        names += b"x-fingerpost-confidence: %.4f\r\n" % decision.confidence
-    return b"%bx-fingerpost-decision-ms: %.3f\r\n%b" % (names, decision.elapsed * 1e3, id_line(request_id))
+        lines += b"x-fingerpost-confidence: %.4f\r\n" % decision.confidence
+    return lines + b"x-fingerpost-decision-ms: %.3f\r\n%b" % (decision.elapsed * 1e3, id_line(request_id))
 
 
 def id_line(request_id: str) -> bytes:

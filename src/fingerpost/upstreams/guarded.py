@@ -35,7 +35,7 @@ class Guarded:
             UpstreamBusy: the backend was not called; another one may serve.
             UpstreamError: as of `Upstream.send`.
         """
-        lease = await self.guard.enter()
+        lease = self.guard.slip_in() or await self.guard.enter()
         try:
             reply = await self.upstreams[lease.place.index].send(call)
         except BaseException as error:

@@ -218,17 +218,30 @@ class Guard:
         self.places = [Place(i, _shown(url), Circuit(backend.breaker, jitter)) for i, url in enumerate(backend.urls)]
         self.now = clock
 
+    def slip_in(self) -> Lease | None:
+        """A lease of one of the URLs, where nobody is before; else `enter`.
+
+        Raises:
+            UpstreamBusy: no URL may be called now.
+        """
+        return self._lease() if self.gate.slip_in() else None
+
     async def enter(self) -> Lease:
         """A lease of one of the URLs, after a wait where others are before.
 
         Raises:
             UpstreamBusy: the queue is full, or no URL may be called now.
         """
-        if not self.gate.slip_in():
-            self._pick(self.now())  # who would be refused inside need not wait
-            if self.gate.full:
-                raise UpstreamBusy("not called, its queue is full", "full", 1.0)
-            await self.gate.wait()
+        if (lease := self.slip_in()) is not None:
+            return lease
+        self._pick(self.now())  # who would be refused inside need not wait
+        if self.gate.full:
+            raise UpstreamBusy("not called, its queue is full", "full", 1.0)
+        await self.gate.wait()
+        return self._lease()
+
+    def _lease(self) -> Lease:
+        """A lease for a call that is inside the gate, which it leaves where no URL may be called."""
         now = self.now()
         try:
             place = self._pick(now)

@@ -34,6 +34,7 @@ class Http1Upstream:
         self.tls = tls_context(backend.ca) if self.address.secure else None
         self.pool_size = pool_size
         self.idle = idle
+        self._total = backend.timeouts.total
         self._writer = RequestWriter(backend, self.address)
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
         self._latest: _Pool | None = None
@@ -52,7 +53,7 @@ class Http1Upstream:
         except ValueError:
             raise openai.unsendable(name) from None
         pool = self._pool()
-        deadline = pool.loop.time() + self.backend.timeouts.total
+        deadline = pool.loop.time() + self._total
         connection = pool.at_rest() or await pool.take(deadline)  # the first spares a coroutine
         if connection.used:
             try:

@@ -45,8 +45,7 @@ class RequestWriter:
         kept = [(name, value) for name, value in own.items() if name not in FRAMING]
         self._fixed = b" HTTP/1.1\r\n" + fields([(b"host", host), *kept])
         self._stopped = FRAMING | own.keys()
-        self._lines: dict[tuple[str, str], bytes] = {}
-        self._passed = lru_cache(64)(self._pass)
+        self._before_length = lru_cache(64)(self._write_before_length)
 
     def head(self, path: str, headers: Headers, length: int, method: str = "POST") -> bytes:
         """The head of a request with a body of `length` bytes and those of a client's headers that we do not send ourselves.
@@ -54,19 +53,14 @@ class RequestWriter:
         Raises:
             ValueError: a header or the path has a line break or another character that would end it early.
         """
-        line = self._lines.get((method, path)) or self._line(method, path)
-        return b"%b%b%bcontent-length: %d\r\n\r\n" % (line, self._fixed, self._passed(tuple(headers)), length)
+        return b"%b%d\r\n\r\n" % (self._before_length(path, tuple(headers), method), length)
 
-    def _pass(self, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-        return fields([field for field in headers if field[0] not in self._stopped])
-
-    def _line(self, method: str, path: str) -> bytes:
+    def _write_before_length(self, path: str, headers: tuple[tuple[bytes, bytes], ...], method: str) -> bytes:
         line = f"{method} {self._address.target(path, self._backend.api_version)}".encode("ascii")
         if not line.decode().isprintable() or line.count(b" ") != 1:
             raise ValueError("this path cannot be asked for")
-        if len(self._lines) < 16:  # a backend has a handful of paths; this is no place for made-up ones to pile up in
-            self._lines[method, path] = line
-        return line
+        passed = fields([field for field in headers if field[0] not in self._stopped])
+        return b"%b%b%bcontent-length: " % (line, self._fixed, passed)
 
 
 def fields(headers: Headers) -> bytes:
