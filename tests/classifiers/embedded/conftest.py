@@ -20,3 +20,4 @@ def embedded() -> Iterator[Embedded]:
     embedded = Embedded()
     yield embedded
     embedded._workers.shutdown()
+    embedded._reader.shutdown()

@@ -389,6 +389,24 @@ async def test_the_event_loop_runs_on_meanwhile(embedded):
     assert ticks > 10
 
 
+async def test_a_request_with_hundreds_of_new_routes_holds_nobody_up(embedded):
+    await embedded.prepare(TABLE)
+    tables = [
+        table_of(*(Route(f"area {kind} {place}", f"Whatever is about area {place} of the {kind} plan") for place in range(200)))
+        for kind in ("first", "second", "third")
+    ]
+
+    async with asyncio.TaskGroup() as group:
+        large = [group.create_task(embedded.classify(conversation("hello"), table)) for table in tables]
+        await asyncio.sleep(0.01)
+        for said in SAID.values():
+            await embedded.classify(conversation(said), TABLE)
+        unread = [task.done() for task in large]
+
+    assert unread == [False, False, False]
+    assert [len(task.result().probabilities) for task in large] == [201, 201, 201]
+
+
 async def test_what_is_prepared_need_not_be_read_again():
     embedded = Embedded()
     await embedded.prepare(TABLE)

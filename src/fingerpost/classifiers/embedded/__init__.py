@@ -36,8 +36,9 @@ class Embedded:
     """Reads with the trained encoder; what it computes for a table is kept by the table's digest.
 
     Encoding runs in `threads` worker threads, one for each CPU core unless given, so that a decision never blocks the event
-    loop; the many texts of a large table are shared among as many. Each conversation is encoded by itself: the graph's
-    activations are quantised per batch, so beside others it would get another verdict.
+    loop; the many texts of a large table are shared among as many. Tables that are new are read in a thread of their own, one
+    after the other: hundreds of routes take seconds, which nobody else should wait for. Each conversation is encoded by itself:
+    the graph's activations are quantised per batch, so beside others it would get another verdict.
     """
 
     name = "embedded"
@@ -47,20 +48,25 @@ class Embedded:
         self._artifact = artifact
         self._threads = threads or cores()
         self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="fingerpost-embedded")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="fingerpost-embedded-routes")
         self._tables: OrderedDict[bytes, tuple[Matcher, Clean]] = OrderedDict()
         self._lock = Lock()
+        self._reading = Lock()
 
     async def prepare(self, table: RouteTable) -> None:
         """Loads the model, encodes the table's routes and learns from its examples."""
-        await asyncio.get_running_loop().run_in_executor(self._workers, self.matcher, table)
+        await asyncio.get_running_loop().run_in_executor(self._reader, self.matcher, table)
 
     async def classify(self, conversation: Conversation, table: RouteTable) -> Verdict:
         """Calibrated probabilities of the table's routes and of `other`."""
+        if table.digest not in self._tables:
+            await self.prepare(table)
         return await asyncio.get_running_loop().run_in_executor(self._workers, self.read, conversation, table)
 
     async def aclose(self) -> None:
         """Stops the worker threads."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._workers, self._reader):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def read(self, conversation: Conversation, table: RouteTable) -> Verdict:
         """What `classify` answers, in the calling thread."""
@@ -79,7 +85,7 @@ class Embedded:
         routes = table.described
         whole = [route_text(route.name, route.description) for route in routes]
         nameless = [route_text("", route.description) if route.description else route.name for route in routes]
-        with self._lock:
+        with self._reading:
             named, described = self._encoder.encode_routes(whole), self._encoder.encode_routes(nameless)
         alike = np.maximum(named @ named.T, described @ described.T)
         places = np.argwhere(np.triu(alike, 1) > LOOKALIKE)
@@ -87,16 +93,25 @@ class Embedded:
 
     def matcher(self, table: RouteTable) -> tuple[Matcher, Clean]:
         """A table's routes as the model sees them, and what cleans requests to it."""
-        with self._lock:
-            found = self._tables.get(table.digest)
+        if (found := self._known(table)) is not None:
+            return found
+        with self._reading:
+            found = self._known(table)  # another thread may have read it meanwhile
             if found is None:
                 texts = [text for route in table.routes for text in (route.name, route.description, *route.examples)]
                 names = [route.name for route in table.routes]
                 found = self._match(table.described), cleaner(names, texts, self._encoder.spelling)
-                self._tables[table.digest] = found
-            self._tables.move_to_end(table.digest)
-            while len(self._tables) > _KEPT_TABLES:
-                self._tables.popitem(last=False)
+                with self._lock:
+                    self._tables[table.digest] = found
+                    while len(self._tables) > _KEPT_TABLES:
+                        self._tables.popitem(last=False)
+            return found
+
+    def _known(self, table: RouteTable) -> tuple[Matcher, Clean] | None:
+        with self._lock:
+            found = self._tables.get(table.digest)
+            if found is not None:
+                self._tables.move_to_end(table.digest)
             return found
 
     @cached_property
