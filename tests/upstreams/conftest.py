@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from fingerpost.errors import FingerpostError
+from fingerpost.upstreams import Reply
 
 LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -123,3 +124,19 @@ def failure(error: BaseException) -> str:
     """An error's text without the backend's name."""
     assert isinstance(error, FingerpostError)
     return error.message.removeprefix("small: ")
+
+
+async def pour(reply: Reply, into: list[bytes], enough: int = 100) -> list[bytes]:
+    """All chunks of a reply, those poured marked by a P before them; the function has had enough of every `enough`th."""
+    poured: list[bytes] = []
+
+    def take(chunk: bytes) -> bool:
+        poured.append(chunk)
+        into.append(b"P" + chunk)
+        return len(poured) % enough > 0
+
+    assert reply.pour is not None
+    async for chunk in reply.chunks:
+        into.append(chunk)
+        await reply.pour(take)
+    return into

@@ -27,7 +27,7 @@ from fingerpost.upstreams import Call, Reply
 from fingerpost.upstreams.http1 import Http1Upstream
 from fingerpost.upstreams.library import LibraryUpstream
 
-from .conftest import LOOPS, Backend, Peer, backend, failure, happens
+from .conftest import LOOPS, Backend, Peer, backend, failure, happens, pour
 
 Client = Http1Upstream | LibraryUpstream
 
@@ -646,22 +646,6 @@ async def test_no_connection_in_time_is_told_apart(kind: type[Client]) -> None:
 
 
 # Pouring
-
-
-async def pour(reply: Reply, into: list[bytes], enough: int = 100) -> list[bytes]:
-    """All chunks of a reply, those poured marked by a P before them; the function has had enough of every `enough`th."""
-    poured: list[bytes] = []
-
-    def take(chunk: bytes) -> bool:
-        poured.append(chunk)
-        into.append(b"P" + chunk)
-        return len(poured) % enough > 0
-
-    assert reply.pour is not None
-    async for chunk in reply.chunks:
-        into.append(chunk)
-        await reply.pour(take)
-    return into
 
 
 def in_steps(*pieces: bytes, step: float = 0.05, close: bool = False) -> Callable[[Peer], Any]:

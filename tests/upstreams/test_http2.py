@@ -24,7 +24,7 @@ from fingerpost.upstreams import Call, Reply, multiplexed
 from fingerpost.upstreams.http2 import Http2Upstream
 from fingerpost.upstreams.stream import STREAM_WINDOW
 
-from .conftest import Peer, backend, failure, happens
+from .conftest import Peer, backend, failure, happens, pour
 from .http2_backend import Exchange, Http2Backend, frame, http2_backend
 
 BODY = b'{"messages": [{"role": "user", "content": "caf\\u00e9 \xc3\xa9"}], "temperature": 1.0}'
@@ -308,6 +308,64 @@ async def test_a_connection_whose_stream_numbers_come_to_an_end_is_replaced() ->
         assert [await ask(upstream), await ask(upstream)] == [b"ok", b"ok"]
         assert len(one.peers) == 2
         await happens(lambda: one.peers[0].closed)
+
+
+# Pouring
+
+
+def in_steps(*pieces: bytes, end: bool = True) -> Any:
+    async def script(exchange: Exchange) -> None:
+        exchange.head()
+        for piece in pieces:
+            exchange.data(piece)
+            await asyncio.sleep(0.05)
+        if end:
+            exchange.data(b"", end=True)
+        else:
+            exchange.refuse(ErrorCodes.INTERNAL_ERROR)
+
+    return script
+
+
+async def test_what_is_poured_comes_as_it_arrives_and_who_has_had_enough_goes_on_iterating() -> None:
+    async with http2_backend(in_steps(b"1", b"2", b"3", b"4", b"5")) as one, upstream_to(one.url) as upstream:
+        assert await pour(await send(upstream), []) == [b"1", b"P2", b"P3", b"P4", b"P5"]
+        assert await pour(await send(upstream), [], enough=2) == [b"1", b"P2", b"P3", b"4", b"P5"]
+
+
+async def test_a_large_reply_is_poured_whole_and_its_window_opens_again() -> None:
+    content = random.Random(1).randbytes(3 * STREAM_WINDOW)
+
+    async def script(exchange: Exchange) -> None:
+        exchange.head()
+        await exchange.stream(content)
+        exchange.data(b"", end=True)
+
+    async with http2_backend(script) as one, upstream_to(one.url) as upstream:
+        chunks = await pour(await send(upstream), [], enough=1_000_000)
+        assert chunks[0] + b"".join(chunk.removeprefix(b"P") for chunk in chunks[1:]) == content
+
+
+async def test_what_is_reset_while_it_is_poured_is_an_error_after_what_had_come() -> None:
+    chunks: list[bytes] = []
+    async with http2_backend(in_steps(b"1", b"2", end=False)) as one, upstream_to(one.url) as upstream:
+        reply = await send(upstream)
+        with pytest.raises(UpstreamError, match=BROKE):
+            await pour(reply, chunks)
+    assert chunks == [b"1", b"P2"]
+
+
+async def test_what_goes_wrong_where_it_is_poured_to_is_told_to_who_pours() -> None:
+    def take(chunk: bytes) -> bool:
+        raise ConnectionAbortedError(chunk.decode())
+
+    async with http2_backend(in_steps(b"1", b"2", b"3")) as one, upstream_to(one.url) as upstream:
+        reply = await send(upstream)
+        assert await anext(reply.chunks) == b"1"
+        assert reply.pour is not None
+        with pytest.raises(ConnectionAbortedError, match="2"):
+            await reply.pour(take)
+        assert await anext(reply.chunks) == b"3"
 
 
 # Letting go

@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._h2 = _new_state()
         self._streams: dict[int, Stream] = {}
+        self._fed: set[Stream] = set()
         self._sending: deque[Stream] = deque()
         self._turn: asyncio.Handle | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -179,6 +180,9 @@ class Connection(asyncio.Protocol):
             return self.fail(openai.not_http)
         for event in events:
             self._take(event)
+        for stream in self._fed:
+            stream.hand_on()
+        self._fed.clear()
         if self._sending:
             self._send_more()
         self._flush()
@@ -228,6 +232,7 @@ class Connection(asyncio.Protocol):
         match event:
             case DataReceived():
                 stream.add(event.data, event.flow_controlled_length)
+                self._fed.add(stream)
             case StreamEnded():
                 self._used = True
                 if stream.unsent:  # it answered before it had read all

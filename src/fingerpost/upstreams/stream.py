@@ -8,7 +8,7 @@ from typing import Protocol
 
 from fingerpost.errors import UpstreamError
 from fingerpost.routes import Timeouts
-from fingerpost.upstreams import Headers, Reply, openai
+from fingerpost.upstreams import Headers, Reply, Take, openai
 from fingerpost.upstreams.connection import HIGH_WATER
 from fingerpost.upstreams.watch import Watch
 from fingerpost.upstreams.wire import MAX_FIELDS, MAX_HEAD
@@ -51,6 +51,7 @@ class Stream:
         self._room = MAX_HEAD
         self._held = self._owed = 0
         self._news: asyncio.Future[None] | None = None
+        self._take: Take | None = None
         self._total = deadline
         self._watch = Watch(carrier.loop, lambda: carrier.expired(self))
         self.go_on()
@@ -65,10 +66,17 @@ class Stream:
             if self.complete:
                 raise StopAsyncIteration
             await self._wait()
-        chunk = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
-        self._taken()
-        return chunk
+        return self._in_one_piece()
+
+    async def pour(self, take: Take) -> None:
+        """Hands what comes to `take`, until nothing more comes or it has had enough. See `Reply`."""
+        if self._parts or self.complete or self.error is not None:
+            return
+        self._take = take
+        try:
+            await self._wait()
+        finally:
+            self._take = None
 
     async def reply(self) -> Reply:
         """The reply as soon as its head is there."""
@@ -76,7 +84,7 @@ class Stream:
             if self.error is not None:
                 raise self.error
             await self._wait()
-        return Reply(self.status, self.headers, self, self.close)
+        return Reply(self.status, self.headers, self, self.close, self.pour)
 
     async def close(self) -> None:
         """Tells the backend to stop, unless the reply has come to its end."""
@@ -101,7 +109,18 @@ class Stream:
         self._held += len(data)
         self._owe(size - len(data))
         self.go_on()
-        self.tell()
+
+    def hand_on(self) -> None:
+        """Hands on what has come, or says that it has; what goes wrong with the former is for the one who pours."""
+        if self._take is None or not self._parts or self._news is None or self._news.done():
+            return self.tell()
+        try:
+            wants_more = self._take(self._in_one_piece())
+        except Exception as error:
+            self._news.set_exception(error)
+        else:
+            if not wants_more:
+                self.tell()
 
     def end(self, error: UpstreamError | None = None) -> None:
         """Notes that nothing more comes: the reply is complete, or it ends with an error."""
@@ -114,6 +133,13 @@ class Stream:
         """Wakes who waits for news."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
+
+    def _in_one_piece(self) -> bytes:
+        """What has come and was not taken, which is taken now."""
+        chunk = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._taken()
+        return chunk
 
     def _wait(self) -> asyncio.Future[None]:
         self._news = self._loop.create_future()
