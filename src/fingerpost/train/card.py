@@ -18,6 +18,7 @@ each route, and none of them, is. One encoder pass a decision; route vectors are
 - Never trained on: CLINC150, BANKING77, HWU64, anything under `eval/`, the written sets marked `calibrate` or `unseen`.
 - Input: the user's latest turn (its first and last {half} tokens where it is longer than {latest}), slips of the keyboard
   mended, then up to {history} tokens of what was said before, newest first. System text and tool output are not read.
+- Route texts are drawn towards precedents: texts of the training data's routes and the mean vectors of their conversations.
 - Made by the loop of `python -m fingerpost.train --data DIR --out DIR` (seed {seed}): {stages}.
   {fresh}The shipped encoder is {kept:.0%} trained and the rest MiniLM's own weights.
 

@@ -19,7 +19,10 @@ from fingerpost.train.network import Reader
 
 
 def export_encoder(reader: Reader, tokenizer: Tokenizer, words: Sequence[str], out: Path, about: Mapping[str, Any]) -> None:
-    """Writes the encoder, the tokenizer, `words` that are no slips either, and a JSON that lacks calibration and figures."""
+    """Writes the encoder, the tokenizer, `words` that are no slips either, and a JSON that lacks calibration and figures.
+
+    Precedents are made with what this writes (`fingerpost.train.precedents`).
+    """
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().numpy() for name, value in reader.encoder.state_dict().items()}
     head = [value.detach().cpu().numpy() for value in (reader.weigh.weight, reader.none.weight, reader.none.bias)]

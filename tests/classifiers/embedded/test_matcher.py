@@ -233,6 +233,17 @@ def test_a_strong_pull_keeps_to_the_descriptions():
     assert np.abs(held).max() < 0.1 * np.abs(free).max()
 
 
+def test_few_examples_count_for_less_beside_descriptions_and_many_hardly():
+    def share_left(count):
+        vectors, labels = np.concatenate([near(axes(4)[0], count), near(axes(5)[0], count, seed=1)]), [0] * count + [1] * count
+        scores = matcher_of(axes(0, 1)).scores(vectors)
+        described, bare = (teach(vectors, labels, scores, CALIBRATION, 1.0, None, nameless) for nameless in (0.0, 1.0))
+        return np.linalg.norm(described.weights) / np.linalg.norm(bare.weights)
+
+    assert share_left(2) < 0.7
+    assert share_left(200) > 0.9
+
+
 def test_a_route_without_examples_keeps_what_its_description_says():
     matcher = matcher_of(axes(0, 1, 2))
     vectors = np.concatenate([near(axes(4)[0], 5), near(axes(5)[0], 5, seed=1)])

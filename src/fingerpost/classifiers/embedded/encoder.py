@@ -8,6 +8,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from fingerpost.classifiers.embedded.precedents import Precedents
 from fingerpost.classifiers.embedded.spelling import Spelling, whole_words
 from fingerpost.classifiers.embedded.text import Laid, Tokenize, lay_out_asked, lay_out_route
 
@@ -29,7 +31,7 @@ Array = npt.NDArray[np.float32]
 ARTIFACT = Path(__file__).with_name("artifact")
 """The trained model that ships in the package."""
 
-FORMAT = 2
+FORMAT = 3
 """The artifact format that this code reads."""
 
 _MANY = 32
@@ -57,6 +59,7 @@ class Encoder:
         self.settings: dict[str, Any] = json.loads((artifact / "artifact.json").read_text(encoding="utf-8"))
         if self.settings.get("format") != FORMAT:
             raise ValueError(f"{artifact} has format {self.settings.get('format')}, but this version reads {FORMAT}")
+        self._artifact = artifact
         # Tokenizer.from_file does not say which file is missing.
         self._tokenizer = Tokenizer.from_str((artifact / "tokenizer.json").read_text(encoding="utf-8"))
         # "[SEP]" in a message is text like any other.
@@ -74,6 +77,11 @@ class Encoder:
         self._vectors: OrderedDict[tuple[object, str], Array] = OrderedDict()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
         self.spelling = Spelling([*whole_words(vocabulary), *(artifact / "words.txt").read_text(encoding="utf-8").split()])
+
+    @cached_property
+    def precedents(self) -> Precedents:
+        """What users asked of the routes that training knows."""
+        return Precedents.load(self._artifact / "precedents.npz")
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text, without any mark."""

@@ -29,6 +29,10 @@ WORDING, CHANCE = 4.0, 0.15
 Where routes lack examples, and so cannot answer likeness with likeness, up to twice as much counts as chance.
 """
 
+DESCRIBED = 60.0
+"""How much more strongly the correction is drawn to zero where routes have descriptions, shared among a route's examples and
+two more: few examples say less than a description, and many say more."""
+
 BOLDNESS = 16
 """How much longer than the safe step the first one of the regression is."""
 
@@ -190,7 +194,7 @@ def teach(
     share = len(set(targets.tolist())) / scores.shape[1]
     # Where routes lack examples, nothing holds back those that have some: only text like theirs may move (no centre, no bias),
     # and up to half as far.
-    whole, pull = share == 1, calibration.pull * (2 - share) * (2 - nameless)
+    whole, pull = share == 1, calibration.pull * (2 - share) * (1 + (1 - nameless) * _trust(targets))
     middle = vectors.mean(0) if whole else np.zeros_like(vectors[0])
     inputs = (vectors - middle) * np.float32(SPREAD)
     weights, bias = _fit(inputs, targets, scores, pull, whole)
@@ -238,6 +242,11 @@ def _fit(inputs: Array, targets: npt.NDArray[np.intp], scores: Array, pull: floa
         ahead, bias_ahead = new + push * (new - weights), new_bias + push * (new_bias - bias)
         weights, bias, momentum = new, new_bias, following
     return weights, bias
+
+
+def _trust(targets: npt.NDArray[np.intp]) -> float:
+    """How much descriptions are trusted beside so many examples."""
+    return DESCRIBED / (len(targets) / max(len(np.unique(targets)), 1) + 2)
 
 
 def _steepness(rows: Array) -> float:

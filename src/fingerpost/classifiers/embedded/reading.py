@@ -21,7 +21,8 @@ def read_routes(encoder: Encoder, wordings: Sequence[tuple[str, str]], calibrati
     """The matcher of routes, given as names and descriptions.
 
     A name alone, and a thing that a description lists, are a few words that name something, while a request says what is to
-    be done about it. So such a text is also read as the request for it.
+    be done about it. So such a text is also read as the request for it. Then every text is drawn towards what users asked of
+    known routes that are like it.
     """
     texts = [route_text(*wording) for wording in wordings]
     bare = [text == route_text(name, "") for text, (name, _) in zip(texts, wordings, strict=True)]
@@ -29,7 +30,7 @@ def read_routes(encoder: Encoder, wordings: Sequence[tuple[str, str]], calibrati
     vectors = encoder.encode_routes([*texts, *(route_text(name, thing) for _, name, thing in listed)])
     short = [words_of(name) if is_bare else None for is_bare, (name, _) in zip(bare, wordings, strict=True)]
     short += [thing if len(thing.split()) <= SHORT else None for _, _, thing in listed]
-    vectors = _as_asked(encoder, vectors, short)
+    vectors = encoder.precedents.draw(_as_asked(encoder, vectors, short))
     return Matcher(
         names=tuple(name for name, _ in wordings),
         routes=vectors[: len(wordings)],
