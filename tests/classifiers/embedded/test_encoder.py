@@ -135,6 +135,15 @@ def test_a_text_of_a_route_and_a_request_for_it_are_kept_apart(encoder):
     assert (encoder.encode_asked(["weather"])[0] != encoder.encode_routes(["weather"])[0]).any()
 
 
+def test_a_route_vector_is_the_same_whatever_was_read_with_it():
+    texts = [f"area {place}: whatever is about area {place}" for place in range(40)]
+
+    together = Encoder().encode_routes(texts)
+    alone = Encoder(at_once=2)
+
+    assert (np.concatenate([alone.encode_routes([text]) for text in texts[::-1]])[::-1] == together).all()
+
+
 def test_a_kept_route_vector_is_not_computed_again():
     encoder = Encoder()
     encoder.encode_routes(["weather: Forecasts."])

@@ -29,7 +29,7 @@ def test_a_name_alone_is_moved_towards_those_who_ask_for_it(encoder):
         read(encoder, ("exchange_rate", "What a currency costs in another.")),
     )
 
-    plain, whole = encoder.precedents.draw(said)
+    plain, whole = encoder.precedents.draw(said, [True, False])
     assert bare.routes[0] @ asked > plain @ asked
     assert described.routes[0] == pytest.approx(whole, abs=1e-5)
     assert (bare.nameless, described.nameless) == (1, 0)
@@ -53,7 +53,7 @@ def test_short_things_of_a_list_are_moved_and_clauses_are_not(encoder):
 
     matcher = read(encoder, ("shop", f"Parcels, returns, {clause}."))
 
-    plain = encoder.precedents.draw(encoder.encode_routes(["shop: Parcels", "shop: returns", f"shop: {clause}"]))
+    plain = encoder.precedents.draw(encoder.encode_routes(["shop: Parcels", "shop: returns", f"shop: {clause}"]), [False] * 3)
     assert matcher.owners.tolist() == [0, 0, 0]
     assert (np.abs(matcher.facets - plain).max(axis=1) > 1e-4).tolist() == [True, True, False]
 

@@ -35,6 +35,7 @@ FORMAT = 3
 """The artifact format that this code reads."""
 
 _MANY = 32
+_FEW = 8
 _KEPT_TEXTS = 16384
 
 
@@ -92,12 +93,15 @@ class Encoder:
         """One laid-out text, as a batch of one."""
         return self._run([laid])
 
-    def encode_many(self, laid: Sequence[Laid]) -> Encoded:
-        """Many laid-out texts in their order; those of one length run together, so nothing is padded."""
+    def encode_many(self, laid: Sequence[Laid], at_a_time: int = _MANY) -> Encoded:
+        """Many laid-out texts in their order; those of one length run together, so nothing is padded.
+
+        Activations are quantised for all that run together, so what each becomes depends a little on the others.
+        """
         by_length: dict[int, list[int]] = defaultdict(list)
         for place, one in enumerate(laid):
             by_length[len(one.ids)].append(place)
-        batches = [places[i : i + _MANY] for places in by_length.values() for i in range(0, len(places), _MANY)]
+        batches = [places[i : i + at_a_time] for places in by_length.values() for i in range(0, len(places), at_a_time)]
         width = int(self.settings["width"])
         vectors, none = np.empty((len(laid), width), np.float32), np.empty(len(laid), np.float32)
 
@@ -105,7 +109,7 @@ class Encoder:
             encoded = self._run([laid[place] for place in places])
             vectors[places], none[places] = encoded.vectors, encoded.none
 
-        if self._at_once > 1 and len(laid) > _MANY:
+        if self._at_once > 1 and len(laid) > _FEW:
             with ThreadPoolExecutor(self._at_once) as pool:
                 list(pool.map(run, batches))
         else:
@@ -123,7 +127,8 @@ class Encoder:
 
     def _kept(self, texts: Sequence[str], lay: Callable[[str, Tokenize], Laid]) -> Array:
         missing = [text for text in dict.fromkeys(texts) if (lay, text) not in self._vectors]
-        encoded = self.encode_many([lay(text, self.tokenize) for text in missing])
+        # One at a time: whether others had been read before must make no difference.
+        encoded = self.encode_many([lay(text, self.tokenize) for text in missing], at_a_time=1)
         self._vectors.update(zip(((lay, text) for text in missing), encoded.vectors, strict=True))
         width = int(self.settings["width"])
         found = np.array([self._vectors[lay, text] for text in texts], np.float32).reshape(len(texts), width)

@@ -7,6 +7,7 @@ Nadaraya-Watson estimate, or attention with known texts as keys and their reques
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 
-SHARE = 0.6
-"""How much of the requests expected is added to a text's own vector."""
+SHARE, SHARE_BARE = 0.3, 0.6
+"""How much of the requests expected is added to a text's own vector, and to that of a name alone, which says less."""
 
 FOCUS = 40.0
 """How much more a likeness of one weighs than one of zero, as the exponent of e: few precedents decide."""
@@ -43,11 +44,15 @@ class Precedents:
         texts, asked = (np.rint(rows / step).astype(np.int8) for rows in (self.texts, self.asked))
         np.savez(path, basis=self.basis.astype(np.float16), texts=texts, asked=asked, step=step)
 
-    def draw(self, vectors: Array) -> Array:
-        """Unit vectors of route texts (rows x width), drawn towards what is probably asked of such a route."""
+    def draw(self, vectors: Array, bare: Sequence[bool]) -> Array:
+        """Unit vectors of route texts (rows x width), drawn towards what is probably asked of such a route.
+
+        `bare` says which are names alone.
+        """
+        shares = np.where(np.array(bare, bool), SHARE_BARE, SHARE).astype(np.float32)[:, None]
         likeness = _units(vectors) @ self.basis @ self.texts.T
         weights = np.exp((likeness - likeness.max(1, keepdims=True)) * np.float32(FOCUS))
-        return _units(_units(vectors) + np.float32(SHARE) * _units(weights @ self.asked @ self.basis.T))
+        return _units(_units(vectors) + shares * _units(weights @ self.asked @ self.basis.T))
 
 
 def _units(vectors: Array) -> Array:

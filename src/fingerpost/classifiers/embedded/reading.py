@@ -30,7 +30,7 @@ def read_routes(encoder: Encoder, wordings: Sequence[tuple[str, str]], calibrati
     vectors = encoder.encode_routes([*texts, *(route_text(name, thing) for _, name, thing in listed)])
     short = [words_of(name) if is_bare else None for is_bare, (name, _) in zip(bare, wordings, strict=True)]
     short += [thing if len(thing.split()) <= SHORT else None for _, _, thing in listed]
-    vectors = encoder.precedents.draw(_as_asked(encoder, vectors, short))
+    vectors = encoder.precedents.draw(_as_asked(encoder, vectors, short), [*bare, *(False for _ in listed)])
     return Matcher(
         names=tuple(name for name, _ in wordings),
         routes=vectors[: len(wordings)],
