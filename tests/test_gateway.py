@@ -872,6 +872,31 @@ async def test_replies_that_are_not_passed_on_are_closed(world: Build) -> None:
     assert [attempt.error for attempt in w.told[0].attempts] == ["answered 503", "late", ""]
 
 
+@pytest.mark.parametrize("pair", [(b"x-a", b"b\r\nx-c: d"), (b"content-length", b"many")])
+async def test_headers_that_no_client_can_be_told_are_no_reply(world: Build, pair: tuple[bytes, bytes]) -> None:
+    w = world()
+    closed: list[str] = []
+
+    class Replying:
+        async def send(self, call: Call) -> Reply:
+            async def chunks() -> AsyncIterator[bytes]:
+                yield b"x"
+
+            async def close() -> None:
+                closed.append(call.backend.name)
+
+            return Reply(200, (pair,), chunks(), close)
+
+        async def aclose(self) -> None:
+            pass
+
+    w.upstreams["a"] = Replying()  # type: ignore[assignment]
+    error = await w.refused(BODY)
+    assert (error.status, error.message) == (502, "a: spoke no valid HTTP")
+    assert closed == ["a"]
+    assert (w.told[0].outcome, w.gateway.in_flight) == ("failed", 0)
+
+
 def test_an_exchange_of_the_log_is_json(world: Build) -> None:
     w = world()
     asyncio.run(w.gateway.decide(BODY))

@@ -20,7 +20,7 @@ from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
 from fingerpost.routes import EVERYTHING, Backend, RouteTable
-from fingerpost.upstreams import Call, Headers, Reply, Take, Upstream, Upstreams
+from fingerpost.upstreams import Call, Headers, Reply, Take, Upstream, Upstreams, openai
 from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader, read_usage
 
@@ -281,7 +281,11 @@ class Carrying(_Telling):
             raise
         finally:
             gateway.deadlines.end(deadline)
-        head = read_head(tuple(reply.headers))
+        try:
+            head = read_head(tuple(reply.headers))
+        except ValueError:  # no client can be told that
+            await reply.close()
+            raise openai.not_http(backend.name) from None
         story.status, story.first_byte, story.backend = reply.status, gateway.clock() - story.start, backend
         chunks = self._chunks = Chunks(reply, first, head, story)
         if reply.whole is None:  # else there is nothing to let go of
