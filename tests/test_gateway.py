@@ -872,6 +872,31 @@ async def test_replies_that_are_not_passed_on_are_closed(world: Build) -> None:
     assert [attempt.error for attempt in w.told[0].attempts] == ["answered 503", "late", ""]
 
 
+async def test_chunks_of_an_upstream_that_cannot_pour_are_iterated(world: Build) -> None:
+    w = world()
+    poured: list[bytes] = []
+
+    class Replying:
+        async def send(self, call: Call) -> Reply:
+            async def chunks() -> AsyncIterator[bytes]:
+                yield b"x"
+                yield b"y"
+
+            return Reply(200, (), chunks())
+
+        async def aclose(self) -> None:
+            pass
+
+    w.upstreams["a"] = Replying()  # type: ignore[assignment]
+    iterated = []
+    async with w.gateway.carry(BODY) as answer:
+        async for chunk in answer.chunks:
+            iterated.append(chunk)
+            await answer.chunks.pour(lambda chunk: not poured.append(chunk))
+    assert (iterated, poured) == ([b"x", b"y"], [])
+    assert (w.told[0].outcome, w.told[0].sent_bytes) == ("completed", 2)
+
+
 @pytest.mark.parametrize("pair", [(b"x-a", b"b\r\nx-c: d"), (b"content-length", b"many")])
 async def test_headers_that_no_client_can_be_told_are_no_reply(world: Build, pair: tuple[bytes, bytes]) -> None:
     w = world()

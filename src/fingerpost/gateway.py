@@ -248,9 +248,9 @@ class Carrying(_Telling):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._chunks is not None
         try:
-            if self._chunks is not None:
-                self._chunks.close()
+            self._chunks.close()
             if self._reply is not None:
                 await self._reply.close()
         finally:
