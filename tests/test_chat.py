@@ -762,3 +762,9 @@ def test_a_change_that_can_be_seen_changes_the_digest(other):
 )
 def test_a_change_that_cannot_be_seen_keeps_the_digest(other):
     assert ChatRequest.from_messages([TURN]).conversation.digest == ChatRequest.from_messages([other]).conversation.digest
+
+
+def test_half_a_surrogate_pair_has_a_digest_too() -> None:
+    one, same, other = (Conversation((Message("user", (f"a{half}",)),)) for half in ("\ud800", "\ud800", "\ud801"))
+    assert one.digest == same.digest != other.digest
+    assert len(one.digest) == 16

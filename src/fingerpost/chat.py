@@ -95,15 +95,12 @@ class Conversation(msgspec.Struct, frozen=True, dict=True):
     @property
     def digest(self) -> bytes:
         """16 bytes that are equal exactly for conversations that look the same to a classifier (metadata left out)."""
-        parts: list[bytes] = []
-        for message in self.messages:
-            parts.append(f"{message.role}|{','.join(message.media)}|{message.calls_tools:d}{message.in_parts:d}".encode())
-            for text in message.texts:
-                encoded = text.encode("utf-8", "surrogatepass")
-                parts += b"|%d|" % len(encoded), encoded
-            parts.append(b"\n")
-        parts.append(repr(self.tools).encode("utf-8", "surrogatepass"))
-        return blake2b(b"".join(parts), digest_size=16).digest()
+        seen = self.messages, self.tools
+        try:
+            encoded = msgspec.msgpack.encode(seen)
+        except UnicodeEncodeError:  # half of a surrogate pair
+            encoded = repr(seen).encode("utf-8", "surrogatepass")
+        return blake2b(encoded, digest_size=16).digest()
 
 
 class Needs(msgspec.Struct, frozen=True, gc=False):
