@@ -177,7 +177,7 @@ async def test_what_connection_names_belongs_to_this_hop_in_both_directions(worl
     answer, _ = await w.ask(headers=[(b"connection", b"close, Traceparent"), (b"traceparent", b"1"), (b"tracestate", b"2")])
     assert "traceparent" not in w.a.requests[0].headers
     assert w.a.requests[0].headers["tracestate"] == "2"
-    assert answer.headers == ((b"x-end", b"2"), (b"content-length", b"2"))
+    assert answer.head.going_back == ((b"x-end", b"2"), (b"content-length", b"2"))
 
 
 # What comes back
@@ -192,7 +192,7 @@ async def test_reply_headers_pass_but_for_those_of_the_hop_and_of_the_backends_h
     w.a.script(raw(*stopped, *passed, body=b"ok"))
     answer, content = await w.ask()
     assert content == b"ok"
-    assert [b": ".join(pair) for pair in answer.headers] == passed
+    assert [b": ".join(pair) for pair in answer.head.going_back] == passed
 
 
 async def test_a_compressed_reply_passes_unchanged(world: Build) -> None:
@@ -201,7 +201,7 @@ async def test_a_compressed_reply_passes_unchanged(world: Build) -> None:
     w.a.script(raw(b"content-encoding: gzip", b"content-length: %d" % len(packed), body=packed))
     answer, content = await w.ask()
     assert content == packed
-    assert (b"content-encoding", b"gzip") in answer.headers
+    assert (b"content-encoding", b"gzip") in answer.head.going_back
     assert w.told[0].usage is None
 
 
@@ -843,29 +843,41 @@ async def test_closing_the_gateway_closes_its_classifier_and_its_upstreams(world
     assert w.classifier.closed == 1
 
 
+class Replying:
+    """An upstream without `pour`, whose reply is the pieces or breaks off before them; `closed` gets its status on closing."""
+
+    def __init__(
+        self,
+        status: int = 200,
+        headers: Headers = (),
+        pieces: Sequence[bytes] = (b"x",),
+        error: Exception | None = None,
+        closed: list[int] | None = None,
+    ) -> None:
+        self.status, self.headers, self.pieces, self.error = status, headers, pieces, error
+        self.closed: list[int] = [] if closed is None else closed
+
+    async def send(self, call: Call) -> Reply:
+        async def chunks() -> AsyncIterator[bytes]:
+            if self.error:
+                raise self.error
+            for piece in self.pieces:
+                yield piece
+
+        async def close() -> None:
+            self.closed.append(self.status)
+
+        return Reply(self.status, self.headers, chunks(), close)
+
+    async def aclose(self) -> None:
+        pass
+
+
 async def test_replies_that_are_not_passed_on_are_closed(world: Build) -> None:
     w = world()
     closed: list[int] = []
-
-    class Replying:
-        def __init__(self, status: int, error: Exception | None = None) -> None:
-            self.status, self.error = status, error
-
-        async def send(self, call: Call) -> Reply:
-            async def chunks() -> AsyncIterator[bytes]:
-                if self.error:
-                    raise self.error
-                yield b"x"
-
-            async def close() -> None:
-                closed.append(self.status)
-
-            return Reply(self.status, (), chunks(), close)
-
-        async def aclose(self) -> None:
-            pass
-
-    w.upstreams.update(a=Replying(503), b=Replying(201, UpstreamTimeout("b: late")), c=Replying(202))  # type: ignore
+    b = Replying(201, error=UpstreamTimeout("b: late"), closed=closed)
+    w.upstreams.update(a=Replying(503, closed=closed), b=b, c=Replying(202, closed=closed))
     _, content = await w.ask()
     assert content == b"x"
     assert closed == [503, 201, 202]
@@ -875,19 +887,7 @@ async def test_replies_that_are_not_passed_on_are_closed(world: Build) -> None:
 async def test_chunks_of_an_upstream_that_cannot_pour_are_iterated(world: Build) -> None:
     w = world()
     poured: list[bytes] = []
-
-    class Replying:
-        async def send(self, call: Call) -> Reply:
-            async def chunks() -> AsyncIterator[bytes]:
-                yield b"x"
-                yield b"y"
-
-            return Reply(200, (), chunks())
-
-        async def aclose(self) -> None:
-            pass
-
-    w.upstreams["a"] = Replying()  # type: ignore[assignment]
+    w.upstreams["a"] = Replying(pieces=(b"x", b"y"))
     iterated = []
     async with w.gateway.carry(BODY) as answer:
         async for chunk in answer.chunks:
@@ -900,25 +900,10 @@ async def test_chunks_of_an_upstream_that_cannot_pour_are_iterated(world: Build)
 @pytest.mark.parametrize("pair", [(b"x-a", b"b\r\nx-c: d"), (b"content-length", b"many")])
 async def test_headers_that_no_client_can_be_told_are_no_reply(world: Build, pair: tuple[bytes, bytes]) -> None:
     w = world()
-    closed: list[str] = []
-
-    class Replying:
-        async def send(self, call: Call) -> Reply:
-            async def chunks() -> AsyncIterator[bytes]:
-                yield b"x"
-
-            async def close() -> None:
-                closed.append(call.backend.name)
-
-            return Reply(200, (pair,), chunks(), close)
-
-        async def aclose(self) -> None:
-            pass
-
-    w.upstreams["a"] = Replying()  # type: ignore[assignment]
+    w.upstreams["a"] = replying = Replying(headers=(pair,))
     error = await w.refused(BODY)
     assert (error.status, error.message) == (502, "a: spoke no valid HTTP")
-    assert closed == ["a"]
+    assert replying.closed == [200]
     assert (w.told[0].outcome, w.gateway.in_flight) == ("failed", 0)
 
 

@@ -39,11 +39,6 @@ class Answer(msgspec.Struct, frozen=True):
     head: ReplyHead
     chunks: Chunks
 
-    @property
-    def headers(self) -> Headers:
-        """The headers that go back."""
-        return self.head.going_back
-
 
 class Gateway:
     """Decides and carries. `retries` is how many more times the whole list of backends is tried, as far as the `budget` for

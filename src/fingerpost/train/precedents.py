@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fingerpost.classifiers.embedded.encoder import Array, Encoder
-from fingerpost.classifiers.embedded.precedents import Precedents
+from fingerpost.classifiers.embedded.precedents import Precedents, units
 from fingerpost.classifiers.embedded.text import lay_out, route_text
 from fingerpost.train.data import RouteSet, Sample, Wording
 
@@ -40,17 +40,12 @@ def gather(encoder: Encoder, sets: Sequence[RouteSet]) -> Precedents:
 def _said_of(encoder: Encoder, wordings: Sequence[Wording]) -> Array:
     # The first wording is the plainest, as a name alone is; the others are as abstract or hasty as descriptions can be.
     several = encoder.encode_routes([route_text(*wording) for wording in wordings])
-    return _unit(several[0] + several.mean(0))
+    return units(several[0] + several.mean(0))
 
 
 def _asked_of(encoder: Encoder, samples: Sequence[Sample]) -> Array:
     laid = [lay_out(sample.turns, encoder.tokenize, encoder.spelling.mend) for sample in samples]
-    return _unit(encoder.encode_many(laid).vectors.mean(0))
-
-
-def _unit(vector: Array) -> Array:
-    unit: Array = vector / np.linalg.norm(vector)
-    return unit
+    return units(encoder.encode_many(laid).vectors.mean(0))
 
 
 def _compressed(texts: Array, asked: Array) -> Precedents:

@@ -49,12 +49,13 @@ class Precedents:
 
         `bare` says which are names alone.
         """
-        shares = np.where(np.array(bare, bool), SHARE_BARE, SHARE).astype(np.float32)[:, None]
-        likeness = _units(vectors) @ self.basis @ self.texts.T
+        said, shares = units(vectors), np.where(np.array(bare, bool), SHARE_BARE, SHARE).astype(np.float32)[:, None]
+        likeness = said @ self.basis @ self.texts.T
         weights = np.exp((likeness - likeness.max(1, keepdims=True)) * np.float32(FOCUS))
-        return _units(_units(vectors) + shares * _units(weights @ self.asked @ self.basis.T))
+        return units(said + shares * units(weights @ self.asked @ self.basis.T))
 
 
-def _units(vectors: Array) -> Array:
-    units: Array = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-    return units
+def units(vectors: Array) -> Array:
+    """The vectors (along the last axis) at a length of one; one of no length stays as it is."""
+    scaled: Array = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+    return scaled
