@@ -35,7 +35,8 @@ class Guarded:
             UpstreamBusy: the backend was not called; another one may serve.
             UpstreamError: as of `Upstream.send`.
         """
-        lease = self.guard.slip_in() or await self.guard.enter()
+        guard = self.guard
+        lease = guard.lease() if guard.gate.slip_in() else await guard.enter()  # the first spares a coroutine
         try:
             reply = await self.upstreams[lease.place.index].send(call)
         except BaseException as error:
