@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fingerpost import splice as splicing
 from fingerpost.errors import InvalidRequest
 from fingerpost.hollow import check_values
-from fingerpost import splice as splicing
 from fingerpost.splice import MAX_FIELDS, Member, check_utf8, read_fields, splice
 
 

@@ -321,7 +321,7 @@ def _needs(body: _Body) -> Needs:
     for place, message in enumerate(body.messages):
         tokens += 4
         content = message.content
-        if type(content) is list:
+        if isinstance(content, list):
             more, seen = _weigh(content, place)
             tokens += more
             media = media.union(seen)

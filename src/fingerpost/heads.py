@@ -11,6 +11,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
 
+
 class KnownHead(msgspec.Struct, frozen=True, gc=False):
     """The first line and the headers of an HTTP message that a parser took, but for the length of its body.
 

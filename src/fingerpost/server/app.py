@@ -160,8 +160,8 @@ class App:
 
     async def _chat(self, request: Request, visit: Visit | None) -> None:
         body = await self._body(request, visit)
-        async with self.world.gateway.carry(body, request.headers, request.id, visit) as answer:
-            await pass_on(answer, request, visit)
+        with self.upkeep.world.gateway.carry(body, request.headers, request.id, visit) as carrying:
+            await pass_on(await carrying.answer(), request, visit)
 
     async def _route(self, request: Request, visit: Visit | None) -> None:
         _, decision = await self.world.gateway.decide(await self._body(request, visit), request.id, visit=visit)

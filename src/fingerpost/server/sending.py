@@ -28,14 +28,13 @@ async def pass_on(answer: Answer, request: Request, visit: Visit | None) -> None
         # Those of the backend speak of the key that all clients share there.
         lines = fields([*(pair for pair in head.going_back if not pair[0].startswith(b"x-ratelimit-")), *limits])
     lines += decision_lines(answer.decision, answer.backend, request.id)
-    chunks = answer.chunks
-    if chunks.whole:
-        request.send(answer.status, lines, chunks.whole)
-        return chunks.take()
+    if answer.whole:
+        request.send(answer.status, lines, answer.whole)
+        return answer.take()
     request.begin(answer.status, lines, head.length, takes_events=head.events and not head.encoded)
-    async for chunk in chunks:
+    async for chunk in answer:
         if request.write(chunk):
-            await chunks.pour(request.write)
+            await answer.pour(request.write)
         await request.drained()
     request.end()
 

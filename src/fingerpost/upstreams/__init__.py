@@ -31,7 +31,7 @@ Take = Callable[[bytes], bool]
 """Takes a piece of a body; whether more may come at once."""
 
 
-async def _nothing() -> None:
+def _nothing() -> None:
     return None
 
 
@@ -48,7 +48,7 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     headers: Headers
     chunks: AsyncIterator[bytes]
-    close: Callable[[], Awaitable[None]] = _nothing
+    close: Callable[[], None] = _nothing
     pour: Callable[[Take], Awaitable[None]] | None = None
     whole: bytes | None = None
 
@@ -66,7 +66,7 @@ class Reply(msgspec.Struct, frozen=True):
                 if size >= limit:
                     break
         finally:
-            await self.close()
+            self.close()
         return b"".join(parts)[:limit]
 
 

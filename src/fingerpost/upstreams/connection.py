@@ -82,7 +82,7 @@ class Body(Incoming, kw_only=True, eq=False):
         self.parts.clear()
         return chunk
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Cuts the connection, which stops the model, unless the reply has come to its end."""
         if not self.complete and self.error is None:
             self._connection.fail(openai.broken)

@@ -65,7 +65,7 @@ class Guarded:
             try:
                 async with asyncio.timeout(settings.timeout):
                     reply = await upstream.send(call)
-                    await reply.close()
+                    reply.close()
                 alive = reply.status < 500
             except (TimeoutError, UpstreamError):
                 alive = False
@@ -98,10 +98,10 @@ class _Chunks:
         self._begun = True
         return self._first()
 
-    def close(self) -> Awaitable[None]:
+    def close(self) -> None:
         """Lets go of the lease and closes the reply."""
         self._lease.release()
-        return self._close()
+        self._close()
 
     async def _first(self) -> bytes:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -54,7 +54,9 @@ class LibraryUpstream:
             )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise as_upstream_error(self.backend.name, error) from None
-        return Reply(response.status, _lowered(response.raw_headers), _chunks(self.backend.name, response), _closer(response))
+        chunks = _chunks(self.backend.name, response)
+        # A body read to its end has given its connection back already; anything else is cut, which stops the model.
+        return Reply(response.status, _lowered(response.raw_headers), chunks, response.close)
 
     async def aclose(self) -> None:
         """Closes all connections of the running loop."""
@@ -108,12 +110,3 @@ async def _chunks(name: str, response: aiohttp.ClientResponse) -> AsyncIterator[
             yield chunk
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
         raise as_upstream_error(name, error) from None
-
-
-def _closer(response: aiohttp.ClientResponse) -> Callable[[], Awaitable[None]]:
-    async def close() -> None:
-        # A body read to its end has given its connection back already; anything else is cut, which stops the model.
-        response.close()
-        await asyncio.sleep(0)
-
-    return close

@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
         try:
             return await stream.reply()
         except BaseException:
-            await stream.close()
+            stream.close()
             raise
 
     def credit(self, stream: Stream, size: int) -> None:

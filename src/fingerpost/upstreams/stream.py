@@ -86,7 +86,7 @@ class Stream:
             await self._wait()
         return Reply(self.status, self.headers, self, self.close, self.pour)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Tells the backend to stop, unless the reply has come to its end."""
         if not self.complete and self.error is None:
             self._carrier.drop(self, openai.broken)
