@@ -30,7 +30,7 @@ Found = tuple[Backend, Reply, bytes]
 """The backend that answered, its reply, and the first chunk of it."""
 
 
-class Order(msgspec.Struct, eq=False):
+class Order(msgspec.Struct, eq=False, gc=False):
     """What is to be carried, to whichever backend: a request, the client's headers that may pass, and until when."""
 
     request: ChatRequest

@@ -47,7 +47,7 @@ MAX_METADATA = 1000
 """Entries of a request's metadata; OpenAI takes 16."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One turn: who spoke, its texts, and the media that came with it, one entry for each payload.
 
     `texts` has one entry for each text part, or one for a plain string; `in_parts` says which of the two it was.
@@ -148,7 +148,7 @@ class _Extension(msgspec.Struct, forbid_unknown_fields=True):
     routes: list[RequestedRoute] | None = None
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, gc=False):
     messages: list[_Message]
     model: str = "auto"
     stream: bool | None = False

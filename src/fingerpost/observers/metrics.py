@@ -75,7 +75,7 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Counts one exchange."""
-        decision, usage, attempts = exchange.decision, exchange.usage, exchange.attempts
+        decision, backend, usage, attempts = exchange.decision, exchange.backend, exchange.usage, exchange.attempts
         cells = self._cells_of(exchange, attempts[0] if len(attempts) == 1 else None)
         cells.requests[0] += 1
         if decision is not None:
@@ -85,7 +85,8 @@ class Metrics:
         if usage is not None:
             cells.input[0] += usage.input_tokens
             cells.output[0] += usage.output_tokens
-            cells.cost[0] += exchange.cost or 0.0
+            if backend is not None:
+                cells.cost[0] += backend.price.cost(usage.input_tokens, usage.output_tokens)
         if cells.attempt is not None:
             cells.attempt[0] += 1
         else:

@@ -253,19 +253,7 @@ class ClientConnection(asyncio.Protocol):
         self._began = None
         method, path, headers, encoding = self._head
         size, keep_alive = len(body), not self._ending
-        request = Request(
-            self,
-            method,
-            path,
-            headers,
-            keep_alive=keep_alive,
-            encoding=encoding,
-            parts=[body],
-            size=size,
-            stated=size,
-            whole=True,
-        )
-        self._start(request)
+        self._start(Request(self, method, path, headers, keep_alive, encoding, [body], size, size, True))
 
     def _learn(self, data: bytes) -> None:
         """Keeps the head of the request that has just come, if it came whole, and with nothing else."""

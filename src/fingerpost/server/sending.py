@@ -24,7 +24,7 @@ JSON = b"application/json"
 async def pass_on(answer: Answer, request: Request, visit: Visit | None) -> None:
     """Sends a backend's answer to the client: whole at once where all of it is there, else chunk by chunk."""
     head, lines = answer.head, answer.head.lines
-    if limits := limit_headers(visit):
+    if visit is not None and (limits := visit.headers()):
         # Those of the backend speak of the key that all clients share there.
         lines = fields([*(pair for pair in head.going_back if not pair[0].startswith(b"x-ratelimit-")), *limits])
     lines += decision_lines(answer.decision, answer.backend, request.id)
@@ -69,7 +69,8 @@ def decision_lines(decision: Decision, backend: Backend | None, request_id: str)
     lines = _name_lines(decision.route, None if backend is None else backend.name, decision.source)
     if decision.confidence is not None:
         lines += b"x-fingerpost-confidence: %.4f\r\n" % decision.confidence
-    return lines + b"x-fingerpost-decision-ms: %.3f\r\n%b" % (decision.elapsed * 1e3, id_line(request_id))
+    told = lines, decision.elapsed * 1e3, request_id.encode()
+    return b"%bx-fingerpost-decision-ms: %.3f\r\nx-fingerpost-request-id: %b\r\n" % told
 
 
 def id_line(request_id: str) -> bytes:

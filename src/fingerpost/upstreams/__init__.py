@@ -13,7 +13,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 """Header fields in order, names in lower case."""
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """A request on its way to a backend: the JSON body and those client headers that may pass.
 
     `deadline`, on the event loop's clock, is when nobody will wait for its answer any longer.

@@ -249,7 +249,7 @@ class Guard:
         return min(free, key=lambda place: (now - place.circuit.failed_at < SUSPECT, place.in_flight))
 
 
-class Lease(msgspec.Struct, eq=False):
+class Lease(msgspec.Struct, eq=False, gc=False):
     """One call's right to a URL. Give exactly one result, `settle`, and let go of it, `release`; more of either do nothing."""
 
     _guard: Guard
