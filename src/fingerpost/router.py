@@ -101,24 +101,24 @@ class Router:
         """
         if request.model == AUTO:
             return None
-        start = self._clock()
-        table, access = self._scope(request, access)
+        start, table = self._clock(), self.table
+        if request.routes is not None:
+            table, access = self._scope(request.routes, access)
         decision = policy.obey(table, request.needs, request.model, access)
         return decision.timed(self._clock() - start, cached=False)
 
     async def _ask(self, request: ChatRequest, access: Access) -> Decision:
-        start = self._clock()
-        table, access = self._scope(request, access)
+        start, table = self._clock(), self.table
+        if request.routes is not None:
+            table, access = self._scope(request.routes, access)
         verdict, why_not, cached = await self._verdict(request.conversation, table)
         decision = policy.choose(table, request.needs, verdict, why_not, access)
         return decision.timed(self._clock() - start, cached=cached)
 
-    def _scope(self, request: ChatRequest, access: Access) -> tuple[RouteTable, Access]:
-        """The routes that a request is about, and what of them its client may use."""
-        if request.routes is None:
-            return self.table, access
+    def _scope(self, requested: tuple[RequestedRoute, ...], access: Access) -> tuple[RouteTable, Access]:
+        """The table of routes that a request brings along, and what its client may use of it."""
         # Their names are the client's own to choose; which backends it may reach by them is not.
-        return self._table_of(request.routes), Access(backends=access.backends)
+        return self._table_of(requested), Access(backends=access.backends)
 
     async def believe(self, conversation: Conversation, table: RouteTable) -> Verdict:
         """What the classifier believes about the routes of a table that is not this router's own; nothing is decided.

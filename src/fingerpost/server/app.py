@@ -164,7 +164,9 @@ class App:
         # The first spares a coroutine.
         body = self._whole(request, visit) if request.whole else await self._body(request, visit)
         with self.upkeep.world.gateway.carry(body, request.headers, request.id, visit) as carrying:
-            await pass_on(await carrying.answer(), request, visit)
+            rest = pass_on(await carrying.answer(), request, visit)
+            if rest is not None:
+                await rest
 
     async def _route(self, request: Request, visit: Visit | None) -> None:
         _, decision = await self.world.gateway.decide(await self._body(request, visit), request.id, visit=visit)

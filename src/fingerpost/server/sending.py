@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -21,16 +22,22 @@ Headers = list[tuple[bytes, bytes]]
 JSON = b"application/json"
 
 
-async def pass_on(answer: Answer, request: Request, visit: Visit | None) -> None:
-    """Sends a backend's answer to the client: whole at once where all of it is there, else chunk by chunk."""
+def pass_on(answer: Answer, request: Request, visit: Visit | None) -> Awaitable[None] | None:
+    """Sends a backend's answer to the client: whole at once where all of it is there, else as what it returns is awaited."""
     head, lines = answer.head, answer.head.lines
     if visit is not None and (limits := visit.headers()):
         # Those of the backend speak of the key that all clients share there.
         lines = fields([*(pair for pair in head.going_back if not pair[0].startswith(b"x-ratelimit-")), *limits])
     lines += decision_lines(answer.decision, answer.backend, request.id)
-    if answer.whole:
-        request.send(answer.status, lines, answer.whole)
-        return answer.take()
+    if not answer.whole:
+        return _pass_on_chunks(answer, request, lines)
+    request.send(answer.status, lines, answer.whole)
+    answer.take()
+    return None
+
+
+async def _pass_on_chunks(answer: Answer, request: Request, lines: bytes) -> None:
+    head = answer.head
     request.begin(answer.status, lines, head.length, takes_events=head.events and not head.encoded)
     async for chunk in answer:
         if request.write(chunk):
