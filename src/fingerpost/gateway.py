@@ -174,19 +174,19 @@ class _Story(Trail, kw_only=True):
 
     def exchange(self, now: float) -> Exchange:
         return Exchange(
-            request_id=self.request_id,
-            outcome=self.outcome or "client_gone",
-            status=self.status,
-            stream=self.stream,
-            elapsed=now - self.start,
-            decision=self.decision,
-            attempts=tuple(self.attempts),
-            first_byte=self.first_byte,
-            sent_bytes=self.sent_bytes,
-            usage=self.usage,
-            error=self.error,
-            key=self.key,
-            backend=self.backend,
+            self.request_id,
+            self.outcome or "client_gone",
+            self.status,
+            self.stream,
+            now - self.start,
+            self.decision,
+            tuple(self.attempts),
+            self.first_byte,
+            self.sent_bytes,
+            self.usage,
+            self.error,
+            self.key,
+            self.backend,
         )
 
 

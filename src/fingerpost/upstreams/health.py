@@ -300,7 +300,8 @@ class Budget:
 
     def earn(self) -> None:
         """Counts a request."""
-        self._tokens = min(self._tokens + self.share, self._most)
+        tokens = self._tokens + self.share
+        self._tokens = tokens if tokens < self._most else self._most
 
     def spend(self) -> bool:
         """Takes one more call out of the budget; false when it is used up."""
