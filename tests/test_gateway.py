@@ -178,7 +178,7 @@ async def test_what_connection_names_belongs_to_this_hop_in_both_directions(worl
     answer, _ = await w.ask(headers=[(b"connection", b"close, Traceparent"), (b"traceparent", b"1"), (b"tracestate", b"2")])
     assert "traceparent" not in w.a.requests[0].headers
     assert w.a.requests[0].headers["tracestate"] == "2"
-    assert answer.head.going_back == ((b"x-end", b"2"), (b"content-length", b"2"))
+    assert answer.head.going_back == ((b"x-end", b"2"),)
 
 
 # What comes back
@@ -189,11 +189,12 @@ async def test_reply_headers_pass_but_for_those_of_the_hop_and_of_the_backends_h
     stopped = [b"keep-alive: timeout=5", b"proxy-authenticate: x", b"te: x", b"trailer: x", b"upgrade: h3", b"set-cookie: a=1",
                b"set-cookie: b=2", b"alt-svc: h3", b"strict-transport-security: max-age=1", b"x-fingerpost-route: lie",
                b"X-Fingerpost-New: lie", b"proxy-connection: x"]  # fmt: skip
-    passed = [b"content-type: application/json", b"openai-processing-ms: 5", b"x-ratelimit-remaining: 3", b"content-length: 2"]
-    w.a.script(raw(*stopped, *passed, body=b"ok"))
+    passed = [b"content-type: application/json", b"openai-processing-ms: 5", b"x-ratelimit-remaining: 3"]
+    w.a.script(raw(*stopped, *passed, b"content-length: 2", body=b"ok"))
     answer, content = await w.ask()
     assert content == b"ok"
     assert [b": ".join(pair) for pair in answer.head.going_back] == passed
+    assert answer.length == 2
 
 
 async def test_a_compressed_reply_passes_unchanged(world: Build) -> None:
@@ -909,7 +910,7 @@ async def test_chunks_of_an_upstream_that_cannot_pour_are_iterated(world: Build)
     assert (w.told[0].outcome, w.told[0].sent_bytes) == ("completed", 2)
 
 
-@pytest.mark.parametrize("pair", [(b"x-a", b"b\r\nx-c: d"), (b"content-length", b"many")])
+@pytest.mark.parametrize("pair", [(b"x-a", b"b\r\nx-c: d"), (b"x-a", b"b\0")])
 async def test_headers_that_no_client_can_be_told_are_no_reply(world: Build, pair: tuple[bytes, bytes]) -> None:
     w = world()
     w.upstreams["a"] = replying = Replying(headers=(pair,))

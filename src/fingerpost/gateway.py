@@ -261,8 +261,8 @@ class Carrying(_Telling):
         except ValueError:  # no client can be told that
             raise openai.not_http(backend.name) from None
         story.status, story.first_byte, story.backend = reply.status, gateway.clock() - story.start, backend
-        whole = first if head.length == len(first) else b""
-        return Answer(decision, backend, reply.status, head, whole, first, reply, story)
+        whole = first if reply.length == len(first) else b""
+        return Answer(decision, backend, reply.status, head, reply.length, whole, first, reply, story)
 
 
 class Answer(msgspec.Struct, eq=False):
@@ -276,6 +276,7 @@ class Answer(msgspec.Struct, eq=False):
     backend: Backend
     status: int
     head: ReplyHead
+    length: int | None
     whole: bytes
     _next: bytes | None
     _reply: Reply

@@ -273,7 +273,7 @@ async def test_headers_come_in_lower_case_and_in_order(kind: type[Client]) -> No
         reply = await send(upstream)
         assert await reply.read(10) == b"ok"
     expected = ((b"x-one", b"1"), (b"x-two", b"2"), (b"x-one", b"3"), (b"empty", b""), (b"latin", b"\xe9"))
-    assert reply.headers == (*expected, (b"content-length", b"2"))
+    assert (reply.headers, reply.length) == (expected, 2)
 
 
 async def test_a_compressed_body_stays_compressed(kind: type[Client]) -> None:

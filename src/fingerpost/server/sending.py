@@ -29,6 +29,8 @@ def pass_on(answer: Answer, request: Request, visit: Visit | None) -> Awaitable[
         # Those of the backend speak of the key that all clients share there.
         lines = fields([*(pair for pair in head.going_back if not pair[0].startswith(b"x-ratelimit-")), *limits])
     lines += decision_lines(answer.decision, answer.backend, request.id)
+    if answer.length is not None:
+        lines = b"%bcontent-length: %d\r\n" % (lines, answer.length)
     if not answer.whole:
         return _pass_on_chunks(answer, request, lines)
     request.send(answer.status, lines, answer.whole)
@@ -38,7 +40,7 @@ def pass_on(answer: Answer, request: Request, visit: Visit | None) -> Awaitable[
 
 async def _pass_on_chunks(answer: Answer, request: Request, lines: bytes) -> None:
     head = answer.head
-    request.begin(answer.status, lines, head.length, takes_events=head.events and not head.encoded)
+    request.begin(answer.status, lines, answer.length, takes_events=head.events and not head.encoded)
     async for chunk in answer:
         if request.write(chunk):
             await answer.pour(request.write)

@@ -36,7 +36,8 @@ def _nothing() -> None:
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A backend's answer: status, headers and body chunks as they arrive.
+    """A backend's answer: status, headers and body chunks as they arrive. `length` is what it states as its content-length, if
+    it does; `headers` are all others, and so the same for many replies.
 
     Iterating `chunks` raises UpstreamError when the backend breaks off. `close` gives the connection back, or cuts it when
     the body was not read to its end; call it always. `pour`, where there is one, spares waking a task for each chunk: from
@@ -51,6 +52,7 @@ class Reply(msgspec.Struct, frozen=True):
     close: Callable[[], None] = _nothing
     pour: Callable[[Take], Awaitable[None]] | None = None
     whole: bytes | None = None
+    length: int | None = None
 
     def header(self, name: bytes) -> bytes:
         """The value of the first header of that (lower-case) name; empty when there is none."""

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             self.cut()
             raise
         whole = body.parts[0] if body.complete and len(body.parts) == 1 else None
-        return Reply(body.status, body.headers, body, body.close, body.pour, whole)
+        return Reply(body.status, body.headers, body, body.close, body.pour, whole, body.length)
 
     def news(self) -> asyncio.Future[None]:
         """What is done when something has come, or the connection has failed."""

@@ -53,7 +53,7 @@ class Guarded:
             lease.release()
             return reply
         chunks = _Chunks(reply, lease, call)
-        return Reply(reply.status, reply.headers, chunks, chunks.close, reply.pour)
+        return Reply(reply.status, reply.headers, chunks, chunks.close, reply.pour, length=reply.length)
 
     async def probe(self) -> None:
         """Asks each URL whether it lives, and lets one call try those that do."""

@@ -15,6 +15,7 @@ from fingerpost.errors import UpstreamError
 from fingerpost.routes import Backend
 from fingerpost.upstreams import Call, Headers, Reply, openai
 from fingerpost.upstreams.openai import POOL_SIZE, own_headers, parse_url, tls_context
+from fingerpost.upstreams.wire import without_length
 
 ONE_WRITE = 1 << 20
 """Bytes of a body that aiohttp may write at once."""
@@ -56,7 +57,8 @@ class LibraryUpstream:
             raise as_upstream_error(self.backend.name, error) from None
         chunks = _chunks(self.backend.name, response)
         # A body read to its end has given its connection back already; anything else is cut, which stops the model.
-        return Reply(response.status, _lowered(response.raw_headers), chunks, response.close)
+        passed, length = without_length(_lowered(response.raw_headers))
+        return Reply(response.status, passed, chunks, response.close, length=length)
 
     async def aclose(self) -> None:
         """Closes all connections of the running loop."""
