@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -110,14 +110,24 @@ class Gateway:
             story.fail(error)
         self.tell(story.exchange(self.clock()))
 
-    def carry(self, body: bytes, headers: Headers = (), request_id: str = "", visit: Visit | None = None) -> Carrying:
-        """The block in which a chat body can be answered, by the first backend that does; leaving it lets go of the backend."""
-        return Carrying(self, self._story(request_id, visit), visit, _body=body, _headers=headers)
+    def carry(
+        self,
+        body: bytes,
+        headers: Headers = (),
+        request_id: str = "",
+        visit: Visit | None = None,
+        task: asyncio.Task[None] | None = None,
+    ) -> Carrying:
+        """The block in which a chat body can be answered, by the first backend that does; leaving it lets go of the backend.
+
+        `task` is the current one, for who knows it.
+        """
+        return Carrying(self, self._story(request_id, visit), visit, task, body, headers)
 
     def cut(self) -> None:
         """Cancels the tasks of all requests that are being served."""
         for telling in self.running:
-            telling.task.cancel()
+            telling.cancel()
 
     async def aclose(self, keep: Collection[Upstream] = ()) -> None:
         """Closes the router and all upstreams but those to `keep`, which another gateway uses."""
@@ -196,14 +206,18 @@ class _Telling(msgspec.Struct, eq=False):
     _gateway: Gateway
     story: _Story
     _visit: Visit | None
-    task: asyncio.Task[object] = None  # type: ignore[assignment]
+    task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        assert task is not None
-        self.task = task
+        if self.task is None:
+            self.task = asyncio.current_task()
         self._gateway.running.add(self)
         return self
+
+    def cancel(self) -> None:
+        """Cancels the task."""
+        assert self.task is not None
+        self.task.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         gateway, story = self._gateway, self.story
@@ -235,6 +249,7 @@ class Carrying(_Telling):
         """
         gateway, story, visit = self._gateway, self.story, self._visit
         router, deadlines, task = gateway.router, gateway.deadlines, self.task
+        assert task is not None
         request = ChatRequest.parse(self._body)
         story.stream = request.stream
         access, headers = EVERYTHING, self._headers

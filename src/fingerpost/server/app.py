@@ -163,7 +163,7 @@ class App:
     async def _chat(self, request: Request, visit: Visit | None) -> None:
         # The first spares a coroutine.
         body = self._whole(request, visit) if request.whole else await self._body(request, visit)
-        with self.upkeep.world.gateway.carry(body, request.headers, request.id, visit) as carrying:
+        with self.upkeep.world.gateway.carry(body, request.headers, request.id, visit, request.task) as carrying:
             rest = pass_on(await carrying.answer(), request, visit)
             if rest is not None:
                 await rest

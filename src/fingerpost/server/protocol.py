@@ -267,7 +267,8 @@ class ClientConnection(asyncio.Protocol):
     def _start(self, request: Request) -> None:
         self._request = request
         # Each connection's requests are tasks of the server, which waits for them when it stops.
-        self._task = self._loop.create_task(self._answer(request))
+        # The loop's `create_task` would count them to name them, and takes longer.
+        self._task = asyncio.Task(self._answer(request), loop=self._loop, name="request")
         self._state.tasks.add(self._task)
 
     async def _answer(self, request: Request) -> None:
