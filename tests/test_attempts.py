@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from fingerpost.attempts import Attempts, Trail
+from fingerpost.attempts import Attempts, Order, Trail
+from fingerpost.chat import ChatRequest
 from fingerpost.errors import UpstreamError, UpstreamTimeout
 from fingerpost.records import Attempt
 from fingerpost.routes import Backend
@@ -47,6 +49,9 @@ def test_a_trail_knows_whether_anybody_was_called_and_counts_limits() -> None:
     assert (trail.limited, trail.waits) == (2, [2.0, 1.0])
 
 
+ORDER = Order(ChatRequest.from_messages("Hello"), (), math.inf)
+
+
 class Saying:
     """An upstream that says statuses in order."""
 
@@ -73,7 +78,7 @@ async def test_backends_are_tried_until_one_answers_with_pauses_between_the_roun
     upstreams: dict[str, Any] = {"a": Saying(500, 500, 200), "b": Saying(503, 401)}
     trail = Trail()
     attempts = Attempts(upstreams, Budget(), retries=2, pause=pause)
-    backend, reply, first = await attempts.first_reply(backends, lambda one: Call(one, b""), trail)
+    backend, reply, first = await attempts.first_reply(backends, ORDER, trail)
     assert (backend.name, reply.status, first, len(pauses)) == ("a", 200, b"a", 2)
     assert [(a.backend, a.kind, a.status) for a in trail.attempts] == [
         ("a", "first", 500), ("b", "failover", 503), ("a", "retry", 500), ("b", "retry", 401), ("a", "retry", 200)
@@ -84,5 +89,5 @@ async def test_when_nobody_answers_the_error_is_the_trails() -> None:
     trail, upstreams = Trail(), {"a": Saying(429), "b": Saying(429)}
     backends = [Backend("a", "m", "http://a"), Backend("b", "m", "http://b")]
     with pytest.raises(UpstreamError) as caught:
-        await Attempts(upstreams, Budget(), retries=0).first_reply(backends, lambda one: Call(one, b""), trail)
+        await Attempts(upstreams, Budget(), retries=0).first_reply(backends, ORDER, trail)
     assert (caught.value.status, type(caught.value) is UpstreamTimeout) == (429, False)

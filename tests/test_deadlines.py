@@ -12,15 +12,15 @@ from fingerpost.deadlines import Deadlines
 async def wait_under(deadlines: Deadlines, event: asyncio.Event) -> str:
     task = asyncio.current_task()
     assert task is not None
-    deadline = deadlines.begin(task)
+    deadlines.begin(task)
     try:
         await event.wait()
     except asyncio.CancelledError:
-        if not deadlines.missed(deadline):
+        if not deadlines.missed(task):
             raise
         return "missed"
     finally:
-        deadlines.end(deadline)
+        deadlines.end(task)
     return "done"
 
 

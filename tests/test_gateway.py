@@ -73,8 +73,9 @@ class World:
         return "".join(attempt.backend for attempt in self.told[0].attempts)
 
     async def ask(self, body: bytes = BODY, headers: Headers = ()) -> tuple[Answer, bytes]:
-        async with self.gateway.carry(body, headers, "r1") as answer:
-            return answer, b"".join([chunk async for chunk in answer.chunks])
+        with self.gateway.carry(body, headers, "r1") as carrying:
+            answer = await carrying.answer()
+            return answer, b"".join([chunk async for chunk in answer])
 
     async def refused(self, body: bytes = BODY) -> FingerpostError:
         with pytest.raises(FingerpostError) as caught:
@@ -177,7 +178,7 @@ async def test_what_connection_names_belongs_to_this_hop_in_both_directions(worl
     answer, _ = await w.ask(headers=[(b"connection", b"close, Traceparent"), (b"traceparent", b"1"), (b"tracestate", b"2")])
     assert "traceparent" not in w.a.requests[0].headers
     assert w.a.requests[0].headers["tracestate"] == "2"
-    assert answer.head.going_back == ((b"x-end", b"2"), (b"content-length", b"2"))
+    assert answer.head.going_back == ((b"x-end", b"2"),)
 
 
 # What comes back
@@ -188,11 +189,12 @@ async def test_reply_headers_pass_but_for_those_of_the_hop_and_of_the_backends_h
     stopped = [b"keep-alive: timeout=5", b"proxy-authenticate: x", b"te: x", b"trailer: x", b"upgrade: h3", b"set-cookie: a=1",
                b"set-cookie: b=2", b"alt-svc: h3", b"strict-transport-security: max-age=1", b"x-fingerpost-route: lie",
                b"X-Fingerpost-New: lie", b"proxy-connection: x"]  # fmt: skip
-    passed = [b"content-type: application/json", b"openai-processing-ms: 5", b"x-ratelimit-remaining: 3", b"content-length: 2"]
-    w.a.script(raw(*stopped, *passed, body=b"ok"))
+    passed = [b"content-type: application/json", b"openai-processing-ms: 5", b"x-ratelimit-remaining: 3"]
+    w.a.script(raw(*stopped, *passed, b"content-length: 2", body=b"ok"))
     answer, content = await w.ask()
     assert content == b"ok"
     assert [b": ".join(pair) for pair in answer.head.going_back] == passed
+    assert answer.length == 2
 
 
 async def test_a_compressed_reply_passes_unchanged(world: Build) -> None:
@@ -208,8 +210,9 @@ async def test_a_compressed_reply_passes_unchanged(world: Build) -> None:
 async def test_a_stream_passes_unchanged_and_event_by_event(world: Build) -> None:
     w = world()
     w.a.script(FakeReply("one two", pause=0.03))
-    async with w.gateway.carry(STREAM) as answer:
-        chunks = [chunk async for chunk in answer.chunks]
+    with w.gateway.carry(STREAM) as carrying:
+        answer = await carrying.answer()
+        chunks = [chunk async for chunk in answer]
     assert answer.head.events
     assert len(chunks) > 1
     assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
@@ -379,9 +382,8 @@ async def test_the_name_of_a_backend_does_not_make_its_failure_a_timeout(fake: F
     backend = Backend("just in time", "m", fake.url)
     table = RouteTable((Route("other", backends=("just in time",)),), {backend.name: backend})
     gateway = Gateway(Router(table, Fixed("other")), {backend.name: Http1Upstream(backend)}, retries=0)
-    with pytest.raises(UpstreamError) as caught:
-        async with gateway.carry(BODY):
-            pass
+    with pytest.raises(UpstreamError) as caught, gateway.carry(BODY) as carrying:
+        await carrying.answer()
     assert (caught.value.status, caught.value.message) == (502, "no backend answered (just in time: the connection broke)")
     await gateway.aclose()
 
@@ -414,9 +416,8 @@ async def test_the_deadline_does_not_end_a_stream_that_has_begun(world: Build) -
 
 async def test_a_table_without_backends_carries_nothing_and_says_so() -> None:
     gateway = Gateway(Router(RouteTable((Route("other"),)), Fixed("other")), {})
-    with pytest.raises(UpstreamError, match=r"there is none to try") as caught:
-        async with gateway.carry(BODY):
-            pass
+    with pytest.raises(UpstreamError, match=r"there is none to try") as caught, gateway.carry(BODY) as carrying:
+        await carrying.answer()
     assert caught.value.status == 502
 
 
@@ -570,7 +571,7 @@ class Instant:
         async def chunks() -> AsyncIterator[bytes]:
             yield b"x"
 
-        async def close() -> None:
+        def close() -> None:
             self.closed += 1
 
         await self.go.wait()
@@ -640,8 +641,9 @@ async def test_a_request_cancelled_in_the_middle_of_a_stream_cancels_the_call_at
     begun = asyncio.Event()
 
     async def ask() -> None:
-        async with w.gateway.carry(STREAM) as answer:
-            async for _ in answer.chunks:
+        with w.gateway.carry(STREAM) as carrying:
+            answer = await carrying.answer()
+            async for _ in answer:
                 begun.set()
 
     asking = asyncio.ensure_future(ask())
@@ -658,9 +660,10 @@ async def test_a_request_cancelled_in_the_middle_of_a_stream_cancels_the_call_at
 async def test_leaving_the_context_early_lets_go_of_the_backend(world: Build, read: int, eventually: Until) -> None:
     w = world()
     w.a.script(FakeReply("word " * 100, pause=0.05))
-    async with w.gateway.carry(STREAM) as answer:
+    with w.gateway.carry(STREAM) as carrying:
+        answer = await carrying.answer()
         for _ in range(read):
-            await anext(answer.chunks)
+            await anext(answer)
     await asyncio.to_thread(eventually, lambda: w.a.abandoned == 1)
     assert (w.told[0].outcome, w.told[0].error) == ("client_gone", "")
 
@@ -669,16 +672,22 @@ async def test_usage_that_came_before_the_client_left_is_told(world: Build) -> N
     w = world()
     w.a.script(raw(b"content-type: text/event-stream", b"content-length: 999",
                    body=b'data: {"usage":{"prompt_tokens":7,"completion_tokens":1}}\n\n'))  # fmt: skip
-    async with w.gateway.carry(STREAM) as answer:
-        await anext(answer.chunks)
+    with w.gateway.carry(STREAM) as carrying:
+        answer = await carrying.answer()
+        await anext(answer)
     assert w.told[0].usage == Usage(7, 1)
 
 
 async def test_an_error_of_the_reader_in_the_middle_of_a_reply_cuts_it(world: Build) -> None:
     w = world()
-    with pytest.raises(ZeroDivisionError):
-        async with w.gateway.carry(BODY):
+
+    async def ask() -> None:
+        with w.gateway.carry(BODY) as carrying:
+            await carrying.answer()
             raise ZeroDivisionError("canary")
+
+    with pytest.raises(ZeroDivisionError):
+        await ask()
     assert (w.told[0].outcome, w.told[0].error) == ("cut", "ZeroDivisionError")
 
 
@@ -781,7 +790,9 @@ async def test_the_story_of_a_malformed_request_does_not_quote_it(world: Build, 
 
 async def test_in_flight_counts_requests_from_decision_to_last_byte(world: Build) -> None:
     w = world()
-    async with w.gateway.carry(BODY), w.gateway.carry(STREAM):
+    with w.gateway.carry(BODY) as one, w.gateway.carry(STREAM) as two:
+        await one.answer()
+        await two.answer()
         assert w.gateway.in_flight == 2
     await w.refused(b"no json")
     assert w.gateway.in_flight == 0
@@ -827,8 +838,9 @@ async def test_times_are_taken_from_the_clock(fake: FakeBackend) -> None:
     table = RouteTable((Route("other", backends=("a",)),), {"a": backend})
     observers: list[Observer] = [Collecting()]
     gateway = Gateway(Router(table, Fixed("other")), {"a": Http1Upstream(backend)}, observers, clock=lambda: float(next(ticks)))
-    async with gateway.carry(BODY) as answer:
-        assert [chunk async for chunk in answer.chunks]
+    with gateway.carry(BODY) as carrying:
+        answer = await carrying.answer()
+        assert [chunk async for chunk in answer]
     await gateway.aclose()
     assert (told[0].attempts[0].elapsed, told[0].first_byte, told[0].elapsed) == (1.0, 3.0, 4.0)
 
@@ -864,7 +876,7 @@ class Replying:
             for piece in self.pieces:
                 yield piece
 
-        async def close() -> None:
+        def close() -> None:
             self.closed.append(self.status)
 
         return Reply(self.status, self.headers, chunks(), close)
@@ -889,15 +901,16 @@ async def test_chunks_of_an_upstream_that_cannot_pour_are_iterated(world: Build)
     poured: list[bytes] = []
     w.upstreams["a"] = Replying(pieces=(b"x", b"y"))
     iterated = []
-    async with w.gateway.carry(BODY) as answer:
-        async for chunk in answer.chunks:
+    with w.gateway.carry(BODY) as carrying:
+        answer = await carrying.answer()
+        async for chunk in answer:
             iterated.append(chunk)
-            await answer.chunks.pour(lambda chunk: not poured.append(chunk))
+            await answer.pour(lambda chunk: not poured.append(chunk))
     assert (iterated, poured) == ([b"x", b"y"], [])
     assert (w.told[0].outcome, w.told[0].sent_bytes) == ("completed", 2)
 
 
-@pytest.mark.parametrize("pair", [(b"x-a", b"b\r\nx-c: d"), (b"content-length", b"many")])
+@pytest.mark.parametrize("pair", [(b"x-a", b"b\r\nx-c: d"), (b"x-a", b"b\0")])
 async def test_headers_that_no_client_can_be_told_are_no_reply(world: Build, pair: tuple[bytes, bytes]) -> None:
     w = world()
     w.upstreams["a"] = replying = Replying(headers=(pair,))

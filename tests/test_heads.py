@@ -63,3 +63,11 @@ def test_what_differs_in_any_way_or_does_not_come_whole_and_alone_is_not_known(d
 )
 def test_a_head_is_kept_only_where_nothing_else_came_with_it(data: bytes, size: int) -> None:
     assert known(data, size) is None
+
+
+def test_nearly_all_lengths_are_known_and_none_for_another() -> None:
+    given = head()
+    found = {size: given.body(request(b"x" * size)) for size in range(1200)}
+
+    assert [size for size, body in found.items() if body is None] == [9, 98, 99, 997, 998, 999]
+    assert all(body is None or len(body) == size for size, body in found.items())

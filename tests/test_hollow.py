@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fingerpost.chat import ChatRequest
 from fingerpost.errors import InvalidRequest
 from fingerpost.hollow import LARGE, LONG, MOST, Hollow, check_values, hollow
-from fingerpost.splice import locate
+from fingerpost.splice import locate, read_fields
 
 LONG_TEXT = "A" * (LONG + 1)
 IMAGE = "data:image/png;base64," + "iVBORw0K" * 250_000
@@ -70,7 +70,7 @@ def test_fields_are_found_where_they_stand(fields, long):
 
     json.loads(found.source)
     if not any(len(json.dumps(name)) - 2 >= long for name in fields):  # else a name is emptied
-        assert found.restored(locate(found.source)) == locate(source)
+        assert found.located(read_fields(found.source)) == locate(source, read_fields(source))
 
 
 def test_a_field_that_is_there_twice_beside_an_image_is_found():

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fingerpost import splice as splicing
 from fingerpost.errors import InvalidRequest
 from fingerpost.hollow import check_values
-from fingerpost.splice import MAX_FIELDS, check_utf8, locate, splice
+from fingerpost.splice import MAX_FIELDS, Member, check_utf8, read_fields, splice
+
+
+def locate(source: bytes) -> dict[str, Member]:
+    return splicing.locate(source, read_fields(source))
+
 
 spaces = st.text(" \t\n\r", max_size=2)
 names = (

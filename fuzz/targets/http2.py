@@ -104,7 +104,7 @@ def check(data: bytes) -> None:
             assert one == other or (None in (one, other) and not (is_open and still_open)), (pieces, results, again)
     for result in results:
         if result is not None:
-            _check_sound(*result)
+            _check_sound(*result[:2])
     if is_open:
         _compare_with_h2(data, results)
 
@@ -159,18 +159,18 @@ async def _ask(connection: Connection, enough: int) -> tuple[int, tuple[tuple[by
                 await reply.pour(take)
     except UpstreamError:
         return None
+    assert reply.length in (None, sum(map(len, chunks))) or not chunks
     return reply.status, tuple(reply.headers), b"".join(chunks)
 
 
-def _check_sound(status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
+def _check_sound(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
     """A reply that is taken can be passed on over HTTP/1.1 as it is."""
     assert 200 <= status <= 999
     for name, value in headers:
         assert name == name.lower()
         assert not name.startswith(b":")
         assert not set(name + value) & set(b"\r\n\0"), (name, value)
-    lengths = [value for name, value in headers if name == b"content-length"]
-    assert not lengths or not body or int(lengths[0]) == len(body)
+        assert name != b"content-length"
 
 
 def _compare_with_h2(data: bytes, results: Results) -> None:

@@ -11,6 +11,7 @@ import h11
 from fingerpost.errors import UpstreamError
 from fingerpost.headers import PASSED_REQUEST_HEADERS
 from fingerpost.routes import Backend, Timeouts
+from fingerpost.upstreams import Reply
 from fingerpost.upstreams.connection import Connection
 from fingerpost.upstreams.openai import parse_url
 from fingerpost.upstreams.wire import Incoming, NotHttp, ReplyParser, RequestWriter
@@ -67,6 +68,7 @@ class Result:
     failed: bool
     status: int = 0
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    length: int | None = None
     body: bytes = b""
 
 
@@ -84,7 +86,7 @@ def _parsed(pieces: list[bytes]) -> Result:
         return Result(failed=True)
     if not incoming.complete:
         return Result(failed=True)
-    return Result(False, incoming.status, tuple(incoming.headers), b"".join(incoming.parts))
+    return Result(False, incoming.status, tuple(incoming.headers), incoming.length, b"".join(incoming.parts))
 
 
 def _compare_with_h11(data: bytes, ours: Result) -> None:
@@ -152,6 +154,9 @@ class Owner:
         self.loop = loop
         self.given_back = 0
 
+    async def carry(self, head: bytes, content: bytes, deadline: float, *, new: bool) -> Reply:
+        raise AssertionError("a new connection cannot have been closed while it rested")
+
     def give_back(self, connection: Connection) -> None:
         self.given_back += 1
         connection.rest()
@@ -208,7 +213,7 @@ async def _answer(connection: Connection, enough: int) -> Result:
         return len(chunks) % enough > 0
 
     try:
-        reply = await connection.carry(b"HEAD", b"", _loop.time() + 5)
+        reply = await connection.carry(b"HEAD", b"", _loop.time(), _loop.time() + 5)
         async for chunk in reply.chunks:
             chunks.append(chunk)
             if enough and reply.pour is not None:
@@ -216,7 +221,7 @@ async def _answer(connection: Connection, enough: int) -> Result:
     except UpstreamError:
         return Result(failed=True)
     assert reply.whole in (None, b"".join(chunks))
-    return Result(False, reply.status, tuple(reply.headers), b"".join(chunks))
+    return Result(False, reply.status, tuple(reply.headers), reply.length, b"".join(chunks))
 
 
 _BACKEND = Backend("b", "m", "http://upstream:8000/v1", key="sk-1", headers={"x-own": "1"})

@@ -99,10 +99,11 @@ async def _answer(taken: Taken, request: Request) -> None:
     head = (request.method, request.path, list(request.headers))
     taken.append((*head, None))
     try:
-        body = request.take() if request.whole else await request.body(1_000_000)
+        await request.arrive(1_000_000)
     except ClientGone:
         return
-    assert body is not None
+    assert request.whole
+    body = request.take()
     taken[place] = (*head, body)
     line = b"content-length: %d\r\n" % len(body)
     if len(body) % 3 == 0:

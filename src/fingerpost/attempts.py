@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from fingerpost.chat import ChatRequest
 from fingerpost.errors import UpstreamBusy, UpstreamError, UpstreamTimeout
 from fingerpost.records import Attempt, AttemptKind
 from fingerpost.routes import Backend
-from fingerpost.upstreams import Call, Reply, Upstreams
+from fingerpost.upstreams import Call, Headers, Reply, Upstreams
 from fingerpost.upstreams.health import Budget, backoff, retry_after
 
 BUSY_STATUSES = frozenset({408, 429, *range(500, 1000)})
@@ -27,6 +28,18 @@ _NEXT_BACKEND_STATUSES = BUSY_STATUSES | MISCONFIGURED_STATUSES
 
 Found = tuple[Backend, Reply, bytes]
 """The backend that answered, its reply, and the first chunk of it."""
+
+
+class Order(msgspec.Struct, eq=False, gc=False):
+    """What is to be carried, to whichever backend: a request, the client's headers that may pass, and until when."""
+
+    request: ChatRequest
+    headers: Headers
+    deadline: float
+
+    def to(self, backend: Backend) -> Call:
+        """The call of that backend."""
+        return Call(backend, self.request.body_for(backend.model), self.headers, deadline=self.deadline)
 
 
 class Trail(msgspec.Struct):
@@ -95,7 +108,7 @@ class Attempts:
         self._pause = pause
         self._wall = wall
 
-    async def first_reply(self, backends: Sequence[Backend], call: Callable[[Backend], Call], trail: Trail) -> Found:
+    async def first_reply(self, backends: Sequence[Backend], order: Order, trail: Trail) -> Found:
         """The first reply worth passing on.
 
         Until its first chunk has come, nothing has gone to the client and another backend may be tried. A backend with several
@@ -106,12 +119,12 @@ class Attempts:
             UpstreamError: no backend answered.
         """
         if self.hedge is None and backends:
-            found = await self._attempt(call(backends[0]), "first", trail)
+            found = await self._attempt(order.to(backends[0]), "first", trail)
             if found is not None:
                 return found
-        return await self._search(list(backends), call, trail)
+        return await self._search(list(backends), order, trail)
 
-    async def _search(self, left: list[Backend], call: Callable[[Backend], Call], trail: Trail) -> Found:
+    async def _search(self, left: list[Backend], order: Order, trail: Trail) -> Found:
         """The rest of `first_reply`, from the second attempt on or, where there may be a hedge, from the first."""
         for round_ in range(1 + self.retries):
             if round_ and left:
@@ -133,9 +146,9 @@ class Attempts:
                 seen = len(trail.attempts)
                 kind: AttemptKind = "retry" if round_ else "failover" if trail.called else "first"
                 if self.hedge is None or trail.hedged or len(turns) < 2:
-                    found = await self._attempt(call(turns.popleft()), kind, trail)
+                    found = await self._attempt(order.to(turns.popleft()), kind, trail)
                 else:
-                    found = await self._hedged(turns, self.hedge, call, kind, trail)
+                    found = await self._hedged(turns, self.hedge, order, kind, trail)
                 if found is not None:
                     return found
             if turns or not any(attempt.called for attempt in trail.attempts[before:]):
@@ -143,18 +156,18 @@ class Attempts:
         raise trail.failure()
 
     async def _hedged(
-        self, turns: deque[Backend], patience: float, call: Callable[[Backend], Call], kind: AttemptKind, trail: Trail
+        self, turns: deque[Backend], patience: float, order: Order, kind: AttemptKind, trail: Trail
     ) -> Found | None:
         """Tries the backend whose turn it is and, when it is slow and the budget allows it, the next one beside it."""
         backend = turns.popleft()
         try:
             async with asyncio.TaskGroup() as group:
                 done, running = await asyncio.wait(
-                    {group.create_task(self._attempt(call(backend), kind, trail))}, timeout=patience
+                    {group.create_task(self._attempt(order.to(backend), kind, trail))}, timeout=patience
                 )
                 if running and self.budget.spend():
                     trail.hedged = True
-                    running.add(group.create_task(self._attempt(call(turns.popleft()), "hedge", trail)))
+                    running.add(group.create_task(self._attempt(order.to(turns.popleft()), "hedge", trail)))
                 found = [task.result() for task in done]
                 while running and not any(found):
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -173,13 +186,13 @@ class Attempts:
         try:
             reply = await self.upstreams[name].send(call)
             if reply.status in _NEXT_BACKEND_STATUSES:
-                await reply.close()
+                reply.close()
                 status, why = reply.status, f"answered {reply.status}"
                 trail.wait_for(retry_after(reply.headers, self._wall()), status)
                 return None
             first = await _first_chunk(reply) if reply.whole is None else reply.whole
             if trail.answered:  # by the one that it was a hedge for, or by the hedge
-                await reply.close()
+                reply.close()
                 return None
             trail.answered = True
             status, why = reply.status, ""
@@ -203,5 +216,5 @@ async def _first_chunk(reply: Reply) -> bytes:
     except StopAsyncIteration:
         return b""
     except BaseException:
-        await reply.close()
+        reply.close()
         raise

@@ -17,9 +17,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fingerpost.errors import InvalidRequest
-from fingerpost.hollow import hollow
+from fingerpost.hollow import LARGE, Hollow, hollow
 from fingerpost.once import check_messages, check_object
-from fingerpost.splice import Member, check_utf8, locate, splice
+from fingerpost.splice import check_utf8, locate, read_fields, splice
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Feature = Literal["text", "image", "audio", "video", "file", "tools", "json_schema"]
@@ -47,7 +47,7 @@ MAX_METADATA = 1000
 """Entries of a request's metadata; OpenAI takes 16."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One turn: who spoke, its texts, and the media that came with it, one entry for each payload.
 
     `texts` has one entry for each text part, or one for a plain string; `in_parts` says which of the two it was.
@@ -148,7 +148,7 @@ class _Extension(msgspec.Struct, forbid_unknown_fields=True):
     routes: list[RequestedRoute] | None = None
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, gc=False):
     messages: list[_Message]
     model: str = "auto"
     stream: bool | None = False
@@ -163,23 +163,25 @@ class _Body(msgspec.Struct):
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _INT_MAX = 2**31
+_NO_FIELDS: Mapping[str, msgspec.Raw] = {}
 _NOT_JSON = (msgspec.MsgspecError, TypeError, ValueError, RecursionError)
 
 
-class ChatRequest(msgspec.Struct, frozen=True):
+class ChatRequest(msgspec.Struct, frozen=True, dict=True):
     """A chat request after the door: checked, typed, with the client's body kept whole.
 
     `model` is the routing hint (`auto`, a route or a backend); `routes` are those that the request brought along, or None;
     `source` is the body as it came: JSON bytes, or a mapping in library use.
     """
 
-    conversation: Conversation
+    _body: _Body
     model: str = "auto"
     stream: bool = False
     needs: Needs = Needs()
     routes: tuple[RequestedRoute, ...] | None = None
     source: bytes | Mapping[str, Any] = b"{}"
-    layout: Mapping[str, Member] = msgspec.field(default_factory=dict)
+    _fields: Mapping[str, msgspec.Raw] = _NO_FIELDS
+    _bare: Hollow | None = None
 
     @classmethod
     def parse(cls, source: bytes | Mapping[str, Any]) -> ChatRequest:
@@ -190,15 +192,17 @@ class ChatRequest(msgspec.Struct, frozen=True):
         """
         try:
             if isinstance(source, bytes):
-                check_utf8(source)
-                bare = hollow(source)
+                if not source.isascii():
+                    check_utf8(source)
+                bare = hollow(source) if len(source) >= LARGE else None
+                read = source if bare is None else bare.source
                 # Nothing here looks into an image.
-                body = _decode_body(bare.source if bare.only_payloads else source)
-                layout = locate(bare.source)
-                _check_keys(body, bare.source, layout)
-                return _checked(body, source, bare.restored(layout))
+                body = _decode_body(source if bare is None or not bare.only_payloads else read)
+                fields = read_fields(read)
+                _check_keys(body, read, fields)
+                return _checked(body, source, fields, bare)
             source = _plain(source)
-            return _checked(msgspec.convert(source, _Body), source, {})
+            return _checked(msgspec.convert(source, _Body), source)
         except msgspec.ValidationError as error:
             raise _wrong_shape(str(error)) from None
         except _NOT_JSON as error:
@@ -219,19 +223,26 @@ class ChatRequest(msgspec.Struct, frozen=True):
         Raises:
             InvalidRequest: what `parse` had no need to look at cannot be JSON, such as an object of some class.
         """
-        if isinstance(self.source, bytes):
-            if model == self.model and "model" in self.layout and "fingerpost" not in self.layout:
-                return self.source
+        source, fields, bare = self.source, self._fields, self._bare
+        if isinstance(source, bytes):
+            if model == self.model and "model" in fields and "fingerpost" not in fields:
+                return source
             changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
-            if "fingerpost" in self.layout:
+            if "fingerpost" in fields:
                 changes["fingerpost"] = None
-            return splice(self.source, self.layout, changes)
+            return splice(source, locate(source, fields) if bare is None else bare.located(fields), changes)
         try:
-            return msgspec.json.encode(
-                {**{key: self.source[key] for key in self.source if key != "fingerpost"}, "model": model}
-            )
+            return msgspec.json.encode({**{key: source[key] for key in source if key != "fingerpost"}, "model": model})
         except _NOT_JSON as error:
             raise _not_json(error) from None
+
+    @cached_property
+    def conversation(self) -> Conversation:
+        """What was said. Who names a model is never asked about it, so that it is made when it is wanted."""
+        body = self._body
+        messages = tuple([_message(message) for message in body.messages])
+        tools = (*(body.tools or ()), *(body.functions or ()))
+        return Conversation(messages, tuple(map(_tool_name, tools)), body.metadata or {})
 
 
 def estimate_tokens(text: str) -> int:
@@ -241,53 +252,47 @@ def estimate_tokens(text: str) -> int:
     return (len(text.encode("utf-8", "surrogatepass")) + 2) // 3
 
 
-def _checked(body: _Body, source: bytes | Mapping[str, Any], layout: Mapping[str, Member]) -> ChatRequest:
+def _checked(
+    body: _Body, source: bytes | Mapping[str, Any], fields: Mapping[str, msgspec.Raw] = _NO_FIELDS, bare: Hollow | None = None
+) -> ChatRequest:
     if not body.messages:
         raise InvalidRequest("messages: at least one message is needed", param="messages")
     if len(body.messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages: more than {MAX_MESSAGES} of them", param="messages")
-    if body.metadata and len(body.metadata) > MAX_METADATA:
-        raise InvalidRequest(f"metadata: more than {MAX_METADATA} entries", param="metadata")
-    messages = tuple([_message(message, index) for index, message in enumerate(body.messages)])
-    tools: tuple[str, ...] = ()
-    if body.tools or body.functions:
-        tools = tuple([_tool_name(tool) for tool in (*(body.tools or ()), *(body.functions or ()))])
-    metadata = {key: _as_text(value) for key, value in body.metadata.items()} if body.metadata else {}
-    conversation = Conversation(messages, tools, metadata)
+    if body.metadata:
+        if len(body.metadata) > MAX_METADATA:
+            raise InvalidRequest(f"metadata: more than {MAX_METADATA} entries", param="metadata")
+        body.metadata = {key: _as_text(value) for key, value in body.metadata.items()}
     routes = tuple(body.fingerpost.routes) if body.fingerpost and body.fingerpost.routes is not None else None
-    needs = _needs(conversation, body)
-    return ChatRequest(conversation, body.model, bool(body.stream), needs, routes, source, layout)
+    return ChatRequest(body, body.model, bool(body.stream), _needs(body), routes, source, fields, bare)
 
 
 _FIELDS = frozenset(_Body.__struct_fields__)
 
 
-def _check_keys(body: _Body, source: bytes, layout: Mapping[str, Member]) -> None:
+def _check_keys(body: _Body, source: bytes, fields: Mapping[str, msgspec.Raw]) -> None:
     """Refuses keys that a backend may read otherwise: those in messages that are there twice, and `Model`.
 
     Some servers take the first of two, some the last, and those in Go take `Model` for `model`.
     """
-    if not _FIELDS.issuperset(layout):
-        for name in layout:
+    if not _FIELDS.issuperset(fields):
+        for name in fields:
             if name not in _FIELDS and name.casefold() in _FIELDS:
                 raise InvalidRequest(f"{name[:100]}: write this field as {name.casefold()}", param=name[:100])
-    messages = layout["messages"]
-    check_messages(body.messages, source, messages.value, messages.end)
-    wanted = layout.get("response_format")
+    messages = fields["messages"]
+    # The names of messages rarely stand anywhere else, but for the parameters of tools.
+    within = source if body.tools is None and body.functions is None else bytes(messages)
+    check_messages(body.messages, messages, within)
+    wanted = fields.get("response_format")
     if wanted is not None and body.response_format is not None:
-        check_object(source[wanted.value : wanted.end], ("type",), "response_format")
+        check_object(wanted, ("type",), "response_format")
 
 
-def _message(message: _Message, place: int) -> Message:
-    content, function_call = message.content, message.function_call
-    calls_tools = bool(message.tool_calls) or not (function_call is UNSET or function_call is None)
+def _message(message: _Message) -> Message:
+    content, calls_tools = message.content, bool(message.tool_calls) or message.function_call not in _NO_CALL
     if not isinstance(content, list):
         text = content or message.refusal
         return Message(message.role, (text,) if text else (), (), calls_tools)
-    for index, part in enumerate(content):
-        if part.type == "text" and part.text is None:
-            where = f"messages[{place}].content[{index}].text"
-            raise InvalidRequest(f"{where}: a text part needs a string here", param=where)
     texts = tuple([text for part in content if (text := part.text or part.refusal)])
     media = tuple([MEDIA[part.type] for part in content if part.type in MEDIA])
     return Message(message.role, texts, media, calls_tools, in_parts=True)
@@ -297,34 +302,55 @@ def _tool_name(tool: _Tool) -> str:
     return str((tool.function or {}).get("name") or tool.name or "")
 
 
+_NO_CALL = UNSET, None
 _NO_MEDIA: frozenset[Feature] = frozenset()
 _ROLES_OF_TOOLS = frozenset({"tool", "function"})
 _PLAIN: frozenset[Feature] = frozenset({"text"})
 _WITH_TOOLS: frozenset[Feature] = frozenset({"text", "tools"})
 
 
-def _needs(conversation: Conversation, body: _Body) -> Needs:
-    """What serving the request takes; its tokens are those of turns, tools, their calls, images, and the longest answer."""
+def _needs(body: _Body) -> Needs:
+    """What serving the request takes; its tokens are those of turns, tools, their calls, images, and the longest answer.
+
+    Raises:
+        InvalidRequest: a text part has no text.
+    """
     answer = body.max_completion_tokens or body.max_tokens or 0
     tokens = min(max(answer, 0), _INT_MAX) if answer else 0
-    images, media, uses_tools = 0, _NO_MEDIA, bool(conversation.tools)
-    for message in conversation.messages:
+    media, uses_tools = _NO_MEDIA, bool(body.tools or body.functions)
+    for place, message in enumerate(body.messages):
         tokens += 4
-        for text in message.texts:
-            tokens += estimate_tokens(text)
-        if message.media:
-            media = media.union(message.media)
-            images += message.images
-        if message.calls_tools or message.role in _ROLES_OF_TOOLS:
+        content = message.content
+        if isinstance(content, list):
+            more, seen = _weigh(content, place)
+            tokens += more
+            media = media.union(seen)
+        elif text := content or message.refusal:
+            tokens += (len(text) + 3) // 4 if text.isascii() else estimate_tokens(text)
+        if message.role in _ROLES_OF_TOOLS or message.tool_calls or message.function_call not in _NO_CALL:
             uses_tools = True
     if uses_tools:
-        tools = [body.tools, body.functions] if conversation.tools else []
+        tools = [body.tools, body.functions] if body.tools or body.functions else []
         calls = [call for message in body.messages for call in (message.tool_calls, message.function_call) if call]
         tokens += len(msgspec.json.encode(tools)) // 4 + (len(msgspec.json.encode(calls)) // 4 if calls else 0)
     if body.response_format is not None and body.response_format.type == "json_schema":
         media |= {"json_schema"}
     features = _WITH_TOOLS if uses_tools else _PLAIN
-    return Needs(features | media if media else features, tokens + images * IMAGE_TOKENS)
+    return Needs(features | media if media else features, tokens)
+
+
+def _weigh(content: list[_Part], place: int) -> tuple[int, list[Feature]]:
+    """About how many tokens the parts of a message cost, and the media that are among them."""
+    tokens, media = 0, []
+    for index, part in enumerate(content):
+        if part.type == "text" and part.text is None:
+            where = f"messages[{place}].content[{index}].text"
+            raise InvalidRequest(f"{where}: a text part needs a string here", param=where)
+        if text := part.text or part.refusal:
+            tokens += estimate_tokens(text)
+        if (medium := MEDIA.get(part.type)) is not None:
+            media.append(medium)
+    return tokens + media.count("image") * IMAGE_TOKENS, media
 
 
 def _as_text(value: Any) -> str:

@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from types import TracebackType
+from typing import Any, Self
 
 import msgspec
 
-from fingerpost.attempts import Attempts, Trail
+from fingerpost.attempts import Attempts, Order, Trail
 from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.clients import Visit
 from fingerpost.deadlines import Deadlines
@@ -20,7 +21,7 @@ from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
 from fingerpost.routes import EVERYTHING, Backend, RouteTable
-from fingerpost.upstreams import Call, Headers, Reply, Take, Upstream, Upstreams, openai
+from fingerpost.upstreams import Headers, Reply, Take, Upstream, Upstreams, openai
 from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader, read_usage
 
@@ -28,16 +29,6 @@ Parse = Callable[[bytes], ChatRequest]
 """What reads a request out of a body."""
 
 _log = logging.getLogger("fingerpost.gateway")
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What goes back to the client: the decision, the backend that answered, and its reply; read the chunks once."""
-
-    decision: Decision
-    backend: Backend
-    status: int
-    head: ReplyHead
-    chunks: Chunks
 
 
 class Gateway:
@@ -64,9 +55,13 @@ class Gateway:
         self.observers = tuple(observers)
         self.deadlines = Deadlines(deadline)
         self.attempts = Attempts(upstreams, budget or Budget(), retries=retries, hedge=hedge, clock=clock, pause=pause)
-        self.in_flight = 0
-        self.running: set[asyncio.Task[object]] = set()
+        self.running: set[_Telling] = set()
         self.clock = clock
+
+    @property
+    def in_flight(self) -> int:
+        """The requests that are being served."""
+        return len(self.running)
 
     async def decide(
         self,
@@ -81,7 +76,8 @@ class Gateway:
 
         Raises what `parse`, `Visit.admit` and `Router.decide` raise.
         """
-        with self._telling(request_id, visit) as story:
+        with self._telling(request_id, visit) as telling:
+            story = telling.story
             request = parse(body)
             if model is not None:
                 request = msgspec.structs.replace(request, model=model)
@@ -99,7 +95,8 @@ class Gateway:
 
         Raises what `Visit.admit` and `Router.believe` raise.
         """
-        with self._telling(request_id, visit) as story:
+        with self._telling(request_id, visit) as telling:
+            story = telling.story
             if visit is not None:
                 await visit.admit(0)
             verdicts = [await self.router.believe(conversation, table) for conversation, table in asked]
@@ -108,26 +105,29 @@ class Gateway:
 
     def refuse(self, error: FingerpostError | None, request_id: str = "", visit: Visit | None = None) -> None:
         """Tells the observers of a request that ended before it was read: refused, or (None) left by its client."""
-        story = _Story(request_id, self.clock(), key=visit.name if visit else None)
+        story = self._story(request_id, visit)
         if error is not None:
             story.fail(error)
         self.tell(story.exchange(self.clock()))
 
-    def carry(self, body: bytes, headers: Headers = (), request_id: str = "", visit: Visit | None = None) -> Carrying:
-        """The context in which there is an answer to a chat body, from the first backend that gives one; leaving it lets go of
-        the backend.
+    def carry(
+        self,
+        body: bytes,
+        headers: Headers = (),
+        request_id: str = "",
+        visit: Visit | None = None,
+        task: asyncio.Task[None] | None = None,
+    ) -> Carrying:
+        """The block in which a chat body can be answered, by the first backend that does; leaving it lets go of the backend.
 
-        Raises, when it is entered:
-            FingerpostError: the request is wrong, its client may not, nothing fits, or no backend answered; its message names
-                those tried.
+        `task` is the current one, for who knows it.
         """
-        story = _Story(request_id, self.clock(), key=visit.name if visit else None)
-        return Carrying(self, story, visit, _body=body, _headers=headers)
+        return Carrying(self, self._story(request_id, visit), visit, task, body, headers)
 
     def cut(self) -> None:
         """Cancels the tasks of all requests that are being served."""
-        for task in self.running:
-            task.cancel()
+        for telling in self.running:
+            telling.cancel()
 
     async def aclose(self, keep: Collection[Upstream] = ()) -> None:
         """Closes the router and all upstreams but those to `keep`, which another gateway uses."""
@@ -138,7 +138,10 @@ class Gateway:
 
     def _telling(self, request_id: str, visit: Visit | None = None) -> _Telling:
         """A story that is told to the observers once, however the block ends; one that is cancelled has lost its client."""
-        return _Telling(self, _Story(request_id, self.clock(), key=visit.name if visit else None), visit)
+        return _Telling(self, self._story(request_id, visit), visit)
+
+    def _story(self, request_id: str, visit: Visit | None) -> _Story:
+        return _Story(request_id=request_id, start=self.clock(), key=None if visit is None else visit.name)
 
     def tell(self, exchange: Exchange) -> None:
         """Tells the observers."""
@@ -149,7 +152,7 @@ class Gateway:
                 _log.error("observer %s failed: %s", type(observer).__name__, type(error).__name__)
 
 
-class _Story(msgspec.Struct):
+class _Story(Trail, kw_only=True):
     """What is known of a request so far; becomes its Exchange."""
 
     request_id: str
@@ -158,13 +161,14 @@ class _Story(msgspec.Struct):
     status: int = 0
     stream: bool = False
     decision: Decision | None = None
-    trail: Trail = msgspec.field(default_factory=Trail)
     first_byte: float | None = None
     sent_bytes: int = 0
     usage: Usage | None = None
     error: str = ""
     key: str | None = None
     backend: Backend | None = None
+    reader: UsageReader | None = None
+    reply: Reply | None = None
 
     def fail(self, error: Exception) -> None:
         """Notes how an error ended the request, in words that cannot quote it: a prompt may stand where a role should."""
@@ -180,48 +184,54 @@ class _Story(msgspec.Struct):
 
     def exchange(self, now: float) -> Exchange:
         return Exchange(
-            request_id=self.request_id,
-            outcome=self.outcome or "client_gone",
-            status=self.status,
-            stream=self.stream,
-            elapsed=now - self.start,
-            decision=self.decision,
-            attempts=tuple(self.trail.attempts),
-            first_byte=self.first_byte,
-            sent_bytes=self.sent_bytes,
-            usage=self.usage,
-            error=self.error,
-            key=self.key,
-            backend=self.backend,
+            self.request_id,
+            self.outcome or "client_gone",
+            self.status,
+            self.stream,
+            now - self.start,
+            self.decision,
+            tuple(self.attempts),
+            self.first_byte,
+            self.sent_bytes,
+            self.usage,
+            self.error,
+            self.key,
+            self.backend,
         )
 
 
-class _Telling(msgspec.Struct):
-    """The block in which a request is served; no generator, since one for each request takes longer."""
+class _Telling(msgspec.Struct, eq=False):
+    """The block in which a request is served, by `task`; no generator, since one for each request takes longer."""
 
     _gateway: Gateway
-    _story: _Story
+    story: _Story
     _visit: Visit | None
-    _task: asyncio.Task[object] | None = None
+    task: asyncio.Task[Any] | None = None
 
-    def __enter__(self) -> _Story:
-        task = self._task = asyncio.current_task()
-        assert task is not None
-        gateway = self._gateway
-        gateway.in_flight += 1
-        gateway.running.add(task)
-        return self._story
+    def __enter__(self) -> Self:
+        if self.task is None:
+            self.task = asyncio.current_task()
+        self._gateway.running.add(self)
+        return self
+
+    def cancel(self) -> None:
+        """Cancels the task."""
+        assert self.task is not None
+        self.task.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        gateway, story = self._gateway, self.story
         if isinstance(error, Exception):
-            self._story.fail(error)
-        gateway = self._gateway
-        gateway.in_flight -= 1
-        gateway.running.discard(self._task)
-        exchange = self._story.exchange(gateway.clock())
+            story.fail(error)
+        if story.reader is not None:
+            story.usage = story.reader.close()
+        gateway.running.discard(self)
+        exchange = story.exchange(gateway.clock())
         if self._visit is not None:
             self._visit.settle(exchange)
         gateway.tell(exchange)
+        if story.reply is not None:
+            story.reply.close()
 
 
 class Carrying(_Telling):
@@ -229,88 +239,72 @@ class Carrying(_Telling):
 
     _body: bytes = b""
     _headers: Headers = ()
-    _chunks: Chunks | None = None
-    _reply: Reply | None = None
 
-    async def __aenter__(self) -> Answer:
-        self.__enter__()
-        try:
-            return await self._ask(self._gateway, self._story, self._visit)
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
+    async def answer(self) -> Answer:
+        """Reads, decides, and finds the backend that answers; call it once.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._chunks is not None
-        try:
-            self._chunks.close()
-            if self._reply is not None:
-                await self._reply.close()
-        finally:
-            self.__exit__(kind, error, trace)
-
-    async def _ask(self, gateway: Gateway, story: _Story, visit: Visit | None) -> Answer:
-        """Reads, decides, and finds the backend that answers."""
+        Raises:
+            FingerpostError: the request is wrong, its client may not, nothing fits, or no backend answered; its message names
+                those tried.
+        """
+        gateway, story, visit = self._gateway, self.story, self._visit
+        router, deadlines, task = gateway.router, gateway.deadlines, self.task
+        assert task is not None
         request = ChatRequest.parse(self._body)
         story.stream = request.stream
         access, headers = EVERYTHING, self._headers
         if visit is not None:
             await visit.admit(request.needs.tokens)
             access, headers = visit.client.access, readable(headers) if visit.metered else headers
-        story.decision = decision = await gateway.router.decide(request, access)
+        # The first spares a coroutine.
+        story.decision = decision = router.obey(request, access) or await router.decide(request, access)
         gateway.attempts.budget.earn()
-        assert self._task is not None
-        deadline, passed = gateway.deadlines.begin(self._task), going_on(tuple(headers))
-
-        def call(backend: Backend) -> Call:
-            return Call(backend, request.body_for(backend.model), passed, deadline=deadline.at)
-
+        order = Order(request, going_on(tuple(headers)), deadlines.begin(task))
         try:
-            backend, reply, first = await gateway.attempts.first_reply(decision.backends, call, story.trail)
+            backend, reply, first = await gateway.attempts.first_reply(decision.backends, order, story)
         except asyncio.CancelledError:
-            if gateway.deadlines.missed(deadline):
-                late = f"no backend answered within {gateway.deadlines.seconds:g} s ({story.trail.tried})"
+            if deadlines.missed(task):
+                late = f"no backend answered within {deadlines.seconds:g} s ({story.tried})"
                 raise UpstreamTimeout(late) from None
             raise
         finally:
-            gateway.deadlines.end(deadline)
+            deadlines.end(task)
+        if reply.whole is None:  # else there is nothing to let go of
+            story.reply = reply
         try:
             head = read_head(tuple(reply.headers))
         except ValueError:  # no client can be told that
-            await reply.close()
             raise openai.not_http(backend.name) from None
         story.status, story.first_byte, story.backend = reply.status, gateway.clock() - story.start, backend
-        chunks = self._chunks = Chunks(reply, first, head, story)
-        if reply.whole is None:  # else there is nothing to let go of
-            self._reply = reply
-        return Answer(decision, backend, reply.status, head, chunks)
+        whole = first if reply.length == len(first) else b""
+        return Answer(decision, backend, reply.status, head, reply.length, whole, first, reply, story)
 
 
-class Chunks:
-    """The reply's chunks as they are, counted, with usage read in passing.
+class Answer(msgspec.Struct, eq=False):
+    """What goes back to the client: the decision, the backend that answered, and its reply. As an iterator, the reply's chunks
+    as they are, counted, with usage read in passing; read them once.
 
     A body of which all is there need not be waited for: it is `whole`, to be sent at once (then `take` it); else that is empty.
     """
 
-    __slots__ = ("_all_there", "_chunks", "_head", "_next", "_pour", "_reader", "_story", "whole")
+    decision: Decision
+    backend: Backend
+    status: int
+    head: ReplyHead
+    length: int | None
+    whole: bytes
+    _next: bytes | None
+    _reply: Reply
+    _story: _Story
 
-    def __init__(self, reply: Reply, first: bytes, head: ReplyHead, story: _Story) -> None:
-        self.whole = first if head.length == len(first) else b""
-        self._all_there = reply.whole is not None
-        self._chunks, self._pour, self._head, self._story = reply.chunks, reply.pour, head, story
-        self._next: bytes | None = first
-        self._reader: UsageReader | None = None
-
-    def __aiter__(self) -> Chunks:
+    def __aiter__(self) -> Answer:
         return self
 
     async def __anext__(self) -> bytes:
         chunk, self._next = self._next, None
-        if chunk is None and not self._all_there:
+        if chunk is None and self._reply.whole is None:
             try:
-                chunk = await self._chunks.__anext__()
+                chunk = await self._reply.chunks.__anext__()
             except StopAsyncIteration:
                 chunk = b""
         if not chunk:
@@ -321,32 +315,27 @@ class Chunks:
 
     async def pour(self, take: Take) -> None:
         """Hands the chunks that come to `take`, as far as the upstream can do that; see `Reply`. Then go on iterating."""
-        if self._pour is not None:
+        if self._reply.pour is not None:
 
             def count_and_take(chunk: bytes) -> bool:
                 self._count(chunk)
                 return take(chunk)
 
-            await self._pour(count_and_take)
+            await self._reply.pour(count_and_take)
 
     def take(self) -> None:
         """Notes that the whole was sent."""
         self._count(self.whole)
         self._next, self._story.outcome = b"", "completed"
 
-    def close(self) -> None:
-        """Notes what the backend says that it used."""
-        if self._reader is not None:
-            self._story.usage = self._reader.close()
-
     def _count(self, chunk: bytes) -> None:
-        head, story, reader = self._head, self._story, self._reader
+        head, story = self.head, self._story
         story.sent_bytes += len(chunk)
         if head.encoded:
             return
         if chunk is self.whole and not head.events:
             story.usage = read_usage(chunk)
             return
-        if reader is None:
-            reader = self._reader = UsageReader(stream=head.events)
-        reader.feed(chunk)
+        if story.reader is None:
+            story.reader = UsageReader(stream=head.events)
+        story.reader.feed(chunk)

@@ -16,9 +16,10 @@ PASSED_REQUEST_HEADERS = frozenset({
 
 STOPPED_REPLY_HEADERS = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"transfer-encoding",
-    b"upgrade", b"set-cookie", b"alt-svc", b"strict-transport-security",
+    b"upgrade", b"content-length", b"set-cookie", b"alt-svc", b"strict-transport-security",
 })  # fmt: skip
-"""Reply headers that stop here: hop-by-hop ones (RFC 9110, section 7.6.1) and those that speak for the backend's host."""
+"""Reply headers that stop here: hop-by-hop ones (RFC 9110, section 7.6.1), the length, which is written anew, and those that
+speak for the backend's host."""
 
 
 @lru_cache(64)
@@ -35,24 +36,21 @@ def readable(headers: Headers) -> Headers:
 
 
 class ReplyHead:
-    """What a reply's headers say: those that go back to the client, also as `lines`, the length (None where none is stated),
-    whether it is encoded or a stream of events.
+    """What a reply's headers say: those that go back to the client, also as `lines`, and whether it is encoded or a stream of
+    events.
 
     Raises:
         ValueError: one of them cannot be written.
     """
 
-    __slots__ = ("encoded", "events", "going_back", "length", "lines")
+    __slots__ = ("encoded", "events", "going_back", "lines")
 
     def __init__(self, headers: Headers) -> None:
-        self.length: int | None = None
         self.encoded = self.events = False
         going_back, hop = [], _NO_HEADERS
         for pair in headers:
             matter = _matter(pair[0])
-            if matter == "length":
-                self.length = int(pair[1])
-            elif matter == "type":
+            if matter == "type":
                 self.events = b"event-stream" in pair[1].lower()
             elif matter == "encoding":
                 self.encoded = True
@@ -67,7 +65,7 @@ class ReplyHead:
 read_head = lru_cache(64)(ReplyHead)
 """The same for a tuple of headers; replies that come at the same time often have the same ones."""
 
-_Matter = Literal["none", "length", "type", "encoding", "connection", "stopped"]
+_Matter = Literal["none", "type", "encoding", "connection", "stopped"]
 _STOPPED = frozenset({"connection", "stopped"})
 
 
@@ -76,7 +74,7 @@ def _matter(name: bytes) -> _Matter:
     """What a reply's header of that name is to us; backends send the same few dozen names again and again."""
     if name in STOPPED_REPLY_HEADERS or name.startswith(b"x-fingerpost-"):
         return "connection" if name == b"connection" else "stopped"
-    known: dict[bytes, _Matter] = {b"content-length": "length", b"content-type": "type", b"content-encoding": "encoding"}
+    known: dict[bytes, _Matter] = {b"content-type": "type", b"content-encoding": "encoding"}
     return known.get(name, "none")
 
 

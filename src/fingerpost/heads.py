@@ -10,21 +10,18 @@ import msgspec
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=\r\n)", re.IGNORECASE)
-_DIGITS = 12
-"""Digits of a length that are looked at; no body comes in one piece of so many bytes."""
 
 
 class KnownHead(msgspec.Struct, frozen=True, gc=False):
     """The first line and the headers of an HTTP message that a parser took, but for the length of its body.
 
     Who keeps a connection sends the same head again and again. Whatever differs by a byte goes to the parser. `before` and
-    `after` are its bytes on both sides of that length, `start` is where the length is, and `rest` how long `after` is.
+    `after` are its bytes on both sides of that length, and `fixed` is how many those are.
     """
 
     before: bytes
     after: bytes
-    start: int
-    rest: int
+    fixed: int
 
     @classmethod
     def of(cls, data: bytes, size: int) -> KnownHead | None:
@@ -33,17 +30,18 @@ class KnownHead(msgspec.Struct, frozen=True, gc=False):
         length = _LENGTH.search(data, 0, end)
         if length is None or data.find(b"\r\n\r\n") != end - 4:
             return None
-        return cls(data[: length.start(1)], data[length.end(1) : end], length.start(1), end - length.end(1))
+        before, after = data[: length.start(1)], data[length.end(1) : end]
+        return cls(before, after, len(before) + len(after))
 
     def body(self, data: bytes) -> bytes | None:
-        """The body of a message with this head; None where `data` is anything but one such message, whole."""
-        start = self.start
-        end = data.find(b"\r", start, start + _DIGITS)
-        if end > start and data.startswith(self.before) and data.startswith(self.after, end):
-            body = data[end + self.rest :]
-            if data[start:end] == b"%d" % len(body):
-                return body
-        return None
+        """The body of a message with this head; None where `data` is anything but one such message, whole.
+
+        How much there is tells what its length must be, so that one comparison is enough. That it has as many digits as it
+        has together with them is wrong for the likes of 99 bytes; those are parsed.
+        """
+        size = len(data)
+        start = self.fixed + len(str(size - self.fixed))
+        return data[start:] if data[:start] == b"%b%d%b" % (self.before, size - start, self.after) else None
 
 
 @lru_cache(256)

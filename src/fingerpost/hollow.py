@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fingerpost.errors import InvalidRequest
-from fingerpost.splice import Member
+from fingerpost.splice import Member, locate
 
 LARGE = 1_000_000
 """Bytes of a body from which on looking for long texts pays."""
@@ -33,12 +33,11 @@ class Hollow(msgspec.Struct, frozen=True):
     holes: tuple[tuple[int, int], ...] = ()
     only_payloads: bool = False
 
-    def restored(self, members: Mapping[str, Member]) -> Mapping[str, Member]:
-        """Where the fields that were found in `source` stand in the whole JSON."""
-        if not self.holes:
-            return members
+    def located(self, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
+        """Where the fields that were read from `source` stand in the whole JSON."""
         restored = self._restored
-        return {name: Member(restored(m.start), restored(m.value), restored(m.end)) for name, m in members.items()}
+        members = locate(self.source, fields).items()
+        return {name: Member(restored(m.start), restored(m.value), restored(m.end)) for name, m in members}
 
     def _restored(self, at: int) -> int:
         return at + sum(length for hole, length in self.holes if hole < at)

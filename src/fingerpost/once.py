@@ -39,15 +39,15 @@ _decode_object = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=_named)
 _decode_objects = msgspec.json.Decoder(list[dict[_Name, msgspec.Raw]], dec_hook=_named).decode
 
 
-def check_messages(messages: Sequence[Any], source: bytes, start: int, end: int) -> None:
-    """Refuses messages in which a field is there twice; `messages` is what msgspec read from `start` to `end`.
+def check_messages(messages: Sequence[Any], source: msgspec.Raw, within: bytes) -> None:
+    """Refuses messages in which a field is there twice; `messages` is what was read from `source`, which stands `within`.
 
     Raises:
         InvalidRequest: with the path of the field.
     """
-    if end - start <= SHORT * len(messages) and _are_once(messages, source[start:end]):
+    if len(within) <= SHORT * len(messages) and _are_once(messages, within):
         return
-    for place, fields in enumerate(_decode_objects(memoryview(source)[start:end])):
+    for place, fields in enumerate(_decode_objects(source)):
         _check_once(fields, MESSAGE_FIELDS, f"messages[{place}]")
         if isinstance(messages[place].content, list):
             content = next(value for name, value in fields.items() if name.text == "content")
@@ -55,7 +55,7 @@ def check_messages(messages: Sequence[Any], source: bytes, start: int, end: int)
                 _check_once(part, PART_FIELDS, f"messages[{place}].content[{index}]")
 
 
-def check_object(source: bytes, names: Sequence[str], path: str) -> None:
+def check_object(source: msgspec.Raw, names: Sequence[str], path: str) -> None:
     """Refuses a JSON object that has one of `names` twice.
 
     Raises:

@@ -93,11 +93,11 @@ def find_constraints(
         wanted -= (wanted & OPT_IN_FEATURES).difference(*(backend.accepts for backend in table.backends.values()))
     found: tuple[Constraint, ...] = ()
     for backend in table.backends.values() if among is None else among:
-        missing, context = wanted - backend.accepts, backend.context
+        context = backend.context
         if access is not EVERYTHING and not access.to_backend(backend.name):
             found += (Constraint(backend.name, KEPT_FROM_KEY),)
-        elif missing:
-            found += (Constraint(backend.name, f"does not accept {', '.join(sorted(missing))}"),)
+        elif not wanted <= backend.accepts:
+            found += (Constraint(backend.name, f"does not accept {', '.join(sorted(wanted - backend.accepts))}"),)
         elif context is not None and needs.tokens > context:
             found += (Constraint(backend.name, f"about {needs.tokens} tokens do not fit into {context}"),)
     return found

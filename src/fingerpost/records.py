@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from fingerpost.routes import OTHER, Backend
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What a classifier believes about the routes.
 
     `probabilities` maps route names, `other` among them, to numbers from 0 to 1 that sum to about 1; `elapsed` is in
@@ -59,7 +59,7 @@ class Constraint(msgspec.Struct, frozen=True, gc=False):
         return {"backend": self.backend, "why": self.why}
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """One route, its backends in the order to try, and why.
 
     `route` is None when the request named a backend; `elapsed` is the time it took to decide, in seconds.
@@ -161,7 +161,7 @@ Outcome = Literal["completed", "rejected", "failed", "cut", "client_gone"]
 backend answered. cut: a backend broke off after its first byte. client_gone: the client left."""
 
 
-class Exchange(msgspec.Struct, frozen=True):
+class Exchange(msgspec.Struct, frozen=True, gc=False):
     """The whole story of one request, told once, when it is over. Times are in seconds; it holds no prompt and no key: `key`
     is the name of the one that the client has. `backend` is the one whose reply went to the client.
     """
@@ -207,7 +207,7 @@ class Exchange(msgspec.Struct, frozen=True):
             source,
             reason,
             decision_ms,
-            [attempt.line() for attempt in self.attempts],
+            list(map(Attempt.line, self.attempts)),
             None if first_byte is None else int(first_byte * 1e4 + 0.5) / 10,
             int(self.elapsed * 1e4 + 0.5) / 10,  # `round` takes ten times as long
             self.sent_bytes,
@@ -223,7 +223,7 @@ class Exchange(msgspec.Struct, frozen=True):
         return told
 
 
-class ExchangeLine(msgspec.Struct, frozen=True):
+class ExchangeLine(msgspec.Struct, frozen=True, gc=False):
     """An exchange in the log, ready to be encoded: a struct, which takes half the time of a dictionary."""
 
     at: str | UnsetType

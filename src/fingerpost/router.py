@@ -91,18 +91,34 @@ class Router:
             NothingFits: constraints leave no backend that could serve it.
             Refused: `access` leaves none.
         """
-        start = self._clock()
         request = _as_request(request)
-        table = self.table
-        if request.routes is not None:
-            # Their names are the client's own to choose; which backends it may reach by them is not.
-            table, access = self._table_of(request.routes), Access(backends=access.backends)
+        return self.obey(request, access) or await self._ask(request, access)
+
+    def obey(self, request: ChatRequest, access: Access = EVERYTHING) -> Decision | None:
+        """The decision for a request that names a route or a backend; None for one that leaves it to the router.
+
+        Raises what `decide` does.
+        """
         if request.model == AUTO:
-            verdict, why_not, cached = await self._verdict(request.conversation, table)
-            decision = policy.choose(table, request.needs, verdict, why_not, access)
-        else:
-            decision, cached = policy.obey(table, request.needs, request.model, access), False
+            return None
+        start, table = self._clock(), self.table
+        if request.routes is not None:
+            table, access = self._scope(request.routes, access)
+        decision = policy.obey(table, request.needs, request.model, access)
+        return decision.timed(self._clock() - start, cached=False)
+
+    async def _ask(self, request: ChatRequest, access: Access) -> Decision:
+        start, table = self._clock(), self.table
+        if request.routes is not None:
+            table, access = self._scope(request.routes, access)
+        verdict, why_not, cached = await self._verdict(request.conversation, table)
+        decision = policy.choose(table, request.needs, verdict, why_not, access)
         return decision.timed(self._clock() - start, cached=cached)
+
+    def _scope(self, requested: tuple[RequestedRoute, ...], access: Access) -> tuple[RouteTable, Access]:
+        """The table of routes that a request brings along, and what its client may use of it."""
+        # Their names are the client's own to choose; which backends it may reach by them is not.
+        return self._table_of(requested), Access(backends=access.backends)
 
     async def believe(self, conversation: Conversation, table: RouteTable) -> Verdict:
         """What the classifier believes about the routes of a table that is not this router's own; nothing is decided.

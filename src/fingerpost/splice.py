@@ -37,12 +37,11 @@ def check_utf8(source: bytes) -> None:
     decode(b"", True)
 
 
-def locate(source: bytes) -> dict[str, Member]:
-    """Where each field of a JSON object stands, in their order.
+def read_fields(source: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object, each value as the bytes that it is, without reading what is in them.
 
-    msgspec gives the names and the values, each as the bytes that it is, without reading what is in them. Where those, with
-    quotes, a colon and a comma or brace for each, add up to the whole, nothing else is there: no spaces, no escapes in a name,
-    no key twice. Then their places are known. Else they are looked for.
+    Where those, with quotes, a colon and a comma or brace for each, add up to the whole, nothing else is there: no spaces, no
+    escapes in a name, no key twice. Else they are looked for.
 
     Raises:
         InvalidRequest: there are more than MAX_FIELDS, or a key is there twice. Which of the two a backend takes cannot be
@@ -52,6 +51,16 @@ def locate(source: bytes) -> dict[str, Member]:
     fields = _decode_fields(source)
     if len(fields) > MAX_FIELDS:
         raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields")
+    size = 1 + len(b"".join(fields.values()))  # a memoryview of each takes longer
+    for name in fields:
+        size += len(name) + 4
+    if size != len(source):
+        _search(source, fields)
+    return fields
+
+
+def locate(source: bytes, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
+    """Where each field that was read from a JSON object stands, in their order."""
     members: dict[str, Member] = {}
     start = 1
     for name, value in fields.items():

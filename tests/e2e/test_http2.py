@@ -129,7 +129,7 @@ async def test_events_arrive_one_by_one(front: Front, fake: FakeBackend) -> None
     upstream = front.upstream()
     reply = await send(upstream, STREAM)
     chunks = [chunk async for chunk in reply.chunks]
-    await reply.close()
+    reply.close()
     await upstream.aclose()
     assert len(chunks) >= 4
     assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
@@ -144,7 +144,7 @@ async def test_a_client_that_leaves_stops_the_backend_and_harms_no_other(
     other = await send(upstream, STREAM)
     reply = await send(upstream, STREAM)
     await anext(reply.chunks)
-    await reply.close()
+    reply.close()
     await asyncio.to_thread(eventually, lambda: fake.abandoned == 1)
     fake.default = FakeReply(hang=True)
     call = asyncio.ensure_future(send(upstream))
@@ -183,7 +183,7 @@ async def test_a_reply_that_breaks_behind_the_server_is_no_complete_reply(front:
     assert await ask(upstream) == WORDS
     await asyncio.to_thread(fake.stop)
     reply = await send(upstream)
-    await reply.close()
+    reply.close()
     await upstream.aclose()
     assert reply.status == 502
     assert len({connection for _, connection in front.wire()}) == 1

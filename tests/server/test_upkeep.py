@@ -293,15 +293,15 @@ async def test_a_defect_in_a_probe_ends_nothing(caplog: pytest.LogCaptureFixture
 
 async def test_the_upkeep_leaves_no_task_behind(eventually: Until) -> None:
     old = small_world(health={"every": 0.01})
-    old.gateway.in_flight = 1  # as if a request of the old world did not end
-    upkeep = Upkeep(old, Path("none"), lambda before: small_world(), every=0.01)
-    before = asyncio.all_tasks()
-    keeping = asyncio.ensure_future(upkeep.keep())
-    upkeep.ask()
-    await asyncio.to_thread(eventually, lambda: upkeep.world is not old)
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
-    assert asyncio.all_tasks() == before
+    with old.gateway.carry(b"{}"):  # a request of the old world that does not end
+        upkeep = Upkeep(old, Path("none"), lambda before: small_world(), every=0.01)
+        before = asyncio.all_tasks()
+        keeping = asyncio.ensure_future(upkeep.keep())
+        upkeep.ask()
+        await asyncio.to_thread(eventually, lambda: upkeep.world is not old)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        assert asyncio.all_tasks() == before
     await upkeep.world.gateway.aclose()
 
 

@@ -56,8 +56,8 @@ async def test_a_reply_passes_as_it_is_and_holds_its_place_until_it_is_closed(gu
     assert guarding.held == (1, 1)
     content = b"".join([chunk async for chunk in reply.chunks])
     assert (reply.status, b"two" in content) == (200, True)
-    await reply.close()
-    await reply.close()
+    reply.close()
+    reply.close()
     assert (guarding.held, guarding.state) == ((0, 0), "closed")
 
 
@@ -90,7 +90,7 @@ async def test_a_break_before_the_first_byte_of_the_body_counts_against_the_back
     reply = await guarding.ask()
     with pytest.raises(UpstreamError):
         await anext(reply.chunks)
-    await reply.close()
+    reply.close()
     assert (guarding.held, guarding.state) == ((0, 0), "open")
 
 
@@ -116,7 +116,7 @@ async def test_a_client_that_leaves_says_nothing_about_the_backend(guarding: Gua
             await guarding.ask(deadline=later)
     reply = await guarding.ask(STREAM)
     await anext(reply.chunks)
-    await reply.close()
+    reply.close()
     assert (guarding.held, guarding.state) == ((0, 0), "closed")
 
 
@@ -132,7 +132,7 @@ async def test_a_backend_that_used_up_the_time_of_its_call_is_to_blame(guarding:
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_backend_that_asks_for_a_rest_gets_it(guarding: Guarding, fake: FakeBackend, status: int) -> None:
     fake.script(FakeReply(status=status, headers={"retry-after": "30"}))
-    await (await guarding.ask()).close()
+    (await guarding.ask()).close()
     with pytest.raises(UpstreamBusy, match="asked for a rest") as caught:
         await guarding.ask()
     assert (caught.value.why, caught.value.status) == ("resting", status)
@@ -145,7 +145,7 @@ async def test_a_reply_that_has_come_whole_holds_no_place(guarding: Guarding, fa
     reply = await guarding.ask()
     assert (reply.whole, guarding.held) == (b"ok", (0, 0))
     assert [chunk async for chunk in reply.chunks] == [b"ok"]
-    await reply.close()
+    reply.close()
     assert (guarding.held, guarding.state) == ((0, 0), "closed")
 
 
@@ -155,14 +155,14 @@ async def test_more_calls_than_may_run_and_wait_are_refused(guarding: Guarding, 
     with pytest.raises(UpstreamBusy, match="queue is full"):
         await guarding.ask()
     for reply in replies:
-        await reply.close()
-    await (await guarding.ask(STREAM)).close()
+        reply.close()
+    (await guarding.ask(STREAM)).close()
     assert guarding.held == (0, 0)
 
 
 async def test_a_probe_lets_one_call_try_a_backend_that_lives_again(guarding: Guarding, fake: FakeBackend) -> None:
     fake.script(FakeReply(status=500), FakeReply(status=500), FakeReply(status=404))
-    await (await guarding.ask()).close()
+    (await guarding.ask()).close()
     await guarding.upstream.probe()
     assert guarding.state == "open"
     await guarding.upstream.probe()

@@ -375,8 +375,8 @@ async def test_a_reply_that_is_closed_is_reset_at_once_and_its_connection_goes_o
     async with http2_backend(half, ok) as one, upstream_to(one.url) as upstream:
         reply = await send(upstream)
         assert await anext(reply.chunks) == b"ok"
-        await reply.close()
-        await reply.close()
+        reply.close()
+        reply.close()
         await happens(lambda: one.seen[0].reset == ErrorCodes.CANCEL)
         with pytest.raises(UpstreamError, match=BROKE):
             await anext(reply.chunks)
@@ -389,7 +389,7 @@ async def test_closing_a_complete_reply_unread_resets_nothing() -> None:
         for _ in range(3):
             reply = await send(upstream)
             await happens(lambda: streams(upstream) == 0)
-            await reply.close()
+            reply.close()
         assert len(one.peers) == 1
     assert [exchange.reset for exchange in one.seen] == [None] * 3
 
@@ -418,7 +418,7 @@ async def test_bytes_of_replies_that_were_cut_are_credited_to_the_connection() -
         for _ in range(size):
             reply = await send(upstream)
             await happens(lambda: one.tasks and all(task.done() for task in one.tasks))
-            await reply.close()
+            reply.close()
         assert await ask(upstream) == b"ok"
         assert one.peers[0].h2.outbound_flow_control_window > multiplexed.CONNECTION_WINDOW // 4
 

@@ -23,7 +23,7 @@ class Body:
         if self.error:
             raise self.error
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self.closed += 1
 
     @property
@@ -58,5 +58,5 @@ async def test_read_closes_a_body_that_breaks_off() -> None:
 
 async def test_closing_a_reply_that_holds_nothing_does_nothing() -> None:
     reply = Reply(200, (), Body().chunks())
-    await reply.close()
+    reply.close()
     assert await reply.read(1) == b""

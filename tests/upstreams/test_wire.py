@@ -40,8 +40,9 @@ def replies(draw: st.DrawFn) -> tuple[bytes, int, list[tuple[bytes, bytes]], byt
     else:
         body = content
     head = b"HTTP/1.1 %d Reason\r\n" % status + b"".join(b"%b: %b\r\n" % pair for pair in headers) + b"\r\n"
-    lowered = tuple((name.lower(), value) for name, value in headers)
-    return interim + head + body, status, lowered, content, framing == "end"
+    lowered = tuple((name.lower(), value) for name, value in headers if name != b"Content-Length")
+    length = len(content) if framing == "length" else None
+    return interim + head + body, status, (lowered, length), content, framing == "end"
 
 
 def cut(raw: bytes, places: list[int]) -> list[bytes]:
@@ -53,7 +54,7 @@ def cut(raw: bytes, places: list[int]) -> list[bytes]:
 @settings(max_examples=400)
 def test_any_reply_cut_anywhere_is_read_alike(given_replies: list, places: list[int], bytewise: bool) -> None:
     parser = ReplyParser()
-    for raw, status, headers, content, to_the_end in given_replies:
+    for raw, status, told, content, to_the_end in given_replies:
         incoming = Incoming()
         parser.expect(incoming)
         for piece in [raw[i : i + 1] for i in range(len(raw))] if bytewise else cut(raw, places):
@@ -63,7 +64,8 @@ def test_any_reply_cut_anywhere_is_read_alike(given_replies: list, places: list[
         assert to_the_end == (not incoming.reusable)
         if to_the_end:
             assert parser.end()
-        assert (incoming.status, incoming.headers, b"".join(incoming.parts)) == (status, headers, content)
+        found = incoming.status, (incoming.headers, incoming.length), b"".join(incoming.parts)
+        assert found == (status, told, content)
         if to_the_end:
             return
 
@@ -122,8 +124,8 @@ def head_of(fields: int, size: int) -> bytes:
 @pytest.mark.parametrize(
     ("head", "valid"),
     [
-        (head_of(MAX_FIELDS - 1, 1), True),
-        (head_of(MAX_FIELDS, 1), False),
+        (head_of(MAX_FIELDS, 1), True),
+        (head_of(MAX_FIELDS + 1, 1), False),
         (head_of(1, MAX_HEAD - 100), True),
         (head_of(1, MAX_HEAD), False),
         (head_of(100, MAX_HEAD // 90), False),

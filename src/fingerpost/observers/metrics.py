@@ -46,7 +46,7 @@ class Metrics:
         self._key_tokens = count("key_tokens", by_key, "key", "direction")
         self._key_cost = count("key_cost_usd", "What those tokens cost at the configured prices.", "key")
         self._reloads = count("config_reload", "Reloads of the configuration: ok or failed.", "result")
-        self._cells: dict[tuple[object, ...], _Cells] = {}
+        self._cells: dict[_Kind, _Cells] = {}
         self._in_flight = Gauge("fingerpost_in_flight", "Requests being served now.", registry=self.registry)
         self._backends = _Backends(self.registry)
         self._last_reload_ok = Gauge(
@@ -75,17 +75,30 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Counts one exchange."""
-        decision, usage, attempts = exchange.decision, exchange.usage, exchange.attempts
-        cells = self._cells_of(exchange, attempts[0] if len(attempts) == 1 else None)
+        decision, backend, usage, attempts = exchange.decision, exchange.backend, exchange.usage, exchange.attempts
+        status, first_byte = exchange.status, exchange.first_byte
+        name, route, source, cached, plain = "", None, None, False, False
+        if decision is not None:
+            route, source, cached = decision.route, decision.source, decision.cached
+            if route is not None and route not in self._routes:
+                route = BROUGHT_ALONG
+        if backend is not None:
+            name = backend.name
+        if len(attempts) == 1:
+            attempt = attempts[0]
+            plain = attempt.kind == "first" and attempt.status == status and attempt.backend == name
+        kind = (route, name, status, exchange.outcome, source, cached, first_byte is not None, usage is not None, plain)
+        cells = self._cells.get(kind) or self._add_cells(kind)
         cells.requests[0] += 1
         if decision is not None:
             cells.decisions.add(decision.elapsed)
-        if exchange.first_byte is not None:
-            cells.first_byte.add(exchange.first_byte)
+        if first_byte is not None:
+            cells.first_byte.add(first_byte)
         if usage is not None:
             cells.input[0] += usage.input_tokens
             cells.output[0] += usage.output_tokens
-            cells.cost[0] += exchange.cost or 0.0
+            if backend is not None:
+                cells.cost[0] += backend.price.cost(usage.input_tokens, usage.output_tokens)
         if cells.attempt is not None:
             cells.attempt[0] += 1
         else:
@@ -99,32 +112,18 @@ class Metrics:
         self._backends.show(guards)
         return generate_latest(self.registry)
 
-    def _cells_of(self, exchange: Exchange, attempt: Attempt | None) -> _Cells:
-        """The cells for exchanges like this one: looked for once, label by label, and found in one step from then on.
-
-        `attempt` is its only one.
-        """
-        decision, backend, status, outcome = exchange.decision, exchange.backend, exchange.status, exchange.outcome
-        route = source = None
-        cached, begun, counted = False, exchange.first_byte is not None, exchange.usage is not None
-        if decision is not None:
-            route, source, cached = decision.route, decision.source, decision.cached
-            if route is not None and route not in self._routes:
-                route = BROUGHT_ALONG
-        name = "" if backend is None else backend.name
-        plain = attempt is not None and attempt.kind == "first" and attempt.status == status and attempt.backend == name
-        kind = (route, name, status, outcome, source, cached, begun, counted, plain)
-        cells = self._cells.get(kind)
-        if cells is None:
-            cells = self._cells[kind] = _Cells(
-                self._requests.cell(route or "", name, str(status), outcome),
-                self._decisions.cell(source, "true" if cached else "false") if source is not None else Times(()),
-                self._first_byte.cell(name) if begun else Times(()),
-                self._tokens.cell(name, "input") if counted else [0.0],
-                self._tokens.cell(name, "output") if counted else [0.0],
-                self._cost.cell(name) if counted else [0.0],
-                self._attempts.cell(name, str(status)) if plain else None,
-            )
+    def _add_cells(self, kind: _Kind) -> _Cells:
+        """The cells for exchanges of a kind: looked for once, label by label, and found in one step from then on."""
+        route, name, status, outcome, source, cached, begun, counted, plain = kind
+        cells = self._cells[kind] = _Cells(
+            self._requests.cell(route or "", name, str(status), outcome),
+            self._decisions.cell(source, "true" if cached else "false") if source is not None else Times(()),
+            self._first_byte.cell(name) if begun else Times(()),
+            self._tokens.cell(name, "input") if counted else [0.0],
+            self._tokens.cell(name, "output") if counted else [0.0],
+            self._cost.cell(name) if counted else [0.0],
+            self._attempts.cell(name, str(status)) if plain else None,
+        )
         return cells
 
     def _count_attempts(self, attempts: Iterable[Attempt]) -> None:
@@ -143,6 +142,12 @@ class Metrics:
             self._key_tokens.add(key, "input", amount=exchange.usage.input_tokens)
             self._key_tokens.add(key, "output", amount=exchange.usage.output_tokens)
             self._key_cost.add(key, amount=exchange.cost or 0.0)
+
+
+_Kind = tuple[str | None, str, int, str, str | None, bool, bool, bool, bool]
+"""What tells exchanges apart: route, backend, status, outcome, the decision's source and whether it was cached, whether a reply
+had begun, whether it said its usage, and whether there was one attempt, which gave them their status.
+"""
 
 
 class _Cells(NamedTuple):

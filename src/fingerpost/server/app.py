@@ -27,6 +27,8 @@ from fingerpost.server.sending import decision_lines, fail, id_line, limit_heade
 from fingerpost.server.upkeep import Upkeep
 from fingerpost.upstreams.wire import fields
 
+_PLAIN = b"", b"identity"
+
 Door = Callable[[Request, Visit | None], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -47,7 +49,7 @@ class App:
         self._now = now
         self.ready = False
         self._started = int(now())
-        self._prefix, self._numbers = os.urandom(11).hex(), itertools.count()
+        self._prefix, self._numbers = os.urandom(11).hex(), itertools.count(1 << 40)
         self._doors: dict[tuple[str, str], Door] = {
             ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/route"): self._route,
@@ -98,7 +100,7 @@ class App:
         return self._answer(request, self._doors.get((request.method, request.path)) if known else None)
 
     async def _answer(self, request: Request, door: Door | None) -> None:
-        request.id = f"{self._prefix}{next(self._numbers):010x}"
+        request.id = self._prefix + hex(next(self._numbers))[3:]  # of 0x1 and ten digits
         visit: Visit | None = None
         try:
             if door is None:
@@ -128,7 +130,7 @@ class App:
 
     def _admit(self, request: Request) -> Visit | None:
         """The visit that a request is, before anything of its body is read; None at a door that is open to all."""
-        world, path = self.world, request.path
+        world, path = self.upkeep.world, request.path
         if path in auth.OPEN_PATHS:
             return None
         if path in auth.ADMIN_PATHS:
@@ -159,9 +161,12 @@ class App:
         return error
 
     async def _chat(self, request: Request, visit: Visit | None) -> None:
-        body = await self._body(request, visit)
-        async with self.world.gateway.carry(body, request.headers, request.id, visit) as answer:
-            await pass_on(answer, request, visit)
+        # The first spares a coroutine.
+        body = self._whole(request, visit) if request.whole else await self._body(request, visit)
+        with self.upkeep.world.gateway.carry(body, request.headers, request.id, visit, request.task) as carrying:
+            rest = pass_on(await carrying.answer(), request, visit)
+            if rest is not None:
+                await rest
 
     async def _route(self, request: Request, visit: Visit | None) -> None:
         _, decision = await self.world.gateway.decide(await self._body(request, visit), request.id, visit=visit)
@@ -216,19 +221,29 @@ class App:
 
     async def _body(self, request: Request, visit: Visit | None) -> bytes:
         """The request body, refused as soon as it is known to be beyond the limits."""
-        world = self.world
-        limit = world.config.server.max_body
+        limit = self.world.config.server.max_body
         try:
-            if request.encoding not in (b"", b"identity"):
+            if request.stated <= limit and request.encoding in _PLAIN:
+                await request.arrive(limit)
+        except (ClientGone, asyncio.CancelledError):
+            self.world.gateway.refuse(None, request.id, visit)
+            raise
+        return self._whole(request, visit)
+
+    def _whole(self, request: Request, visit: Visit | None) -> bytes:
+        """The same where no more of it is to come."""
+        world = self.upkeep.world
+        settings = world.config.server
+        try:
+            if request.gone:
+                raise ClientGone
+            if request.encoding not in _PLAIN:
                 raise _packed()
-            if request.whole and request.size <= limit and not request.gone:
-                body: bytes | None = request.take()  # the usual case, in a few steps
-            else:
-                body = await request.body(limit) if request.stated <= limit else None
-            if body is None:
-                raise InvalidRequest.too_large(f"the body is larger than {limit} bytes (server.max_body)")
-            check_values(body, world.config.server.max_values)
-        except (InvalidRequest, ClientGone, asyncio.CancelledError) as error:
+            if request.size > settings.max_body or request.stated > settings.max_body:
+                raise InvalidRequest.too_large(f"the body is larger than {settings.max_body} bytes (server.max_body)")
+            body = request.take()
+            check_values(body, settings.max_values)
+        except (InvalidRequest, ClientGone) as error:
             world.gateway.refuse(error if isinstance(error, InvalidRequest) else None, request.id, visit)
             raise
         return body

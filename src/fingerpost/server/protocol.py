@@ -253,19 +253,7 @@ class ClientConnection(asyncio.Protocol):
         self._began = None
         method, path, headers, encoding = self._head
         size, keep_alive = len(body), not self._ending
-        request = Request(
-            self,
-            method,
-            path,
-            headers,
-            keep_alive=keep_alive,
-            encoding=encoding,
-            parts=[body],
-            size=size,
-            stated=size,
-            whole=True,
-        )
-        self._start(request)
+        self._start(Request(self, method, path, headers, keep_alive, encoding, [body], size, size, True))
 
     def _learn(self, data: bytes) -> None:
         """Keeps the head of the request that has just come, if it came whole, and with nothing else."""
@@ -279,7 +267,8 @@ class ClientConnection(asyncio.Protocol):
     def _start(self, request: Request) -> None:
         self._request = request
         # Each connection's requests are tasks of the server, which waits for them when it stops.
-        self._task = self._loop.create_task(self._answer(request))
+        # The loop's `create_task` would count them to name them, and takes longer.
+        self._task = asyncio.Task(self._answer(request), loop=self._loop, name="request")
         self._state.tasks.add(self._task)
 
     async def _answer(self, request: Request) -> None:

@@ -74,8 +74,8 @@ class Request(msgspec.Struct, eq=False):
     _chunked: bool = False
     _left: int = 0
 
-    async def body(self, limit: int) -> bytes | None:
-        """The whole body, or None as soon as it is known to be larger than `limit` bytes.
+    async def arrive(self, limit: int) -> None:
+        """Waits until the body is there, or known to be larger than `limit` bytes.
 
         Raises:
             ClientGone: the rest of it will not come.
@@ -88,8 +88,6 @@ class Request(msgspec.Struct, eq=False):
             await self._awaited
         if self.gone:
             raise ClientGone
-        body = self.take()
-        return None if self.size > limit else body
 
     def take(self) -> bytes:
         """What has come, which is not kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -21,21 +22,28 @@ Headers = list[tuple[bytes, bytes]]
 JSON = b"application/json"
 
 
-async def pass_on(answer: Answer, request: Request, visit: Visit | None) -> None:
-    """Sends a backend's answer to the client: whole at once where all of it is there, else chunk by chunk."""
+def pass_on(answer: Answer, request: Request, visit: Visit | None) -> Awaitable[None] | None:
+    """Sends a backend's answer to the client: whole at once where all of it is there, else as what it returns is awaited."""
     head, lines = answer.head, answer.head.lines
-    if limits := limit_headers(visit):
+    if visit is not None and (limits := visit.headers()):
         # Those of the backend speak of the key that all clients share there.
         lines = fields([*(pair for pair in head.going_back if not pair[0].startswith(b"x-ratelimit-")), *limits])
     lines += decision_lines(answer.decision, answer.backend, request.id)
-    chunks = answer.chunks
-    if chunks.whole:
-        request.send(answer.status, lines, chunks.whole)
-        return chunks.take()
-    request.begin(answer.status, lines, head.length, takes_events=head.events and not head.encoded)
-    async for chunk in chunks:
+    if answer.length is not None:
+        lines = b"%bcontent-length: %d\r\n" % (lines, answer.length)
+    if not answer.whole:
+        return _pass_on_chunks(answer, request, lines)
+    request.send(answer.status, lines, answer.whole)
+    answer.take()
+    return None
+
+
+async def _pass_on_chunks(answer: Answer, request: Request, lines: bytes) -> None:
+    head = answer.head
+    request.begin(answer.status, lines, answer.length, takes_events=head.events and not head.encoded)
+    async for chunk in answer:
         if request.write(chunk):
-            await chunks.pour(request.write)
+            await answer.pour(request.write)
         await request.drained()
     request.end()
 
@@ -70,7 +78,8 @@ def decision_lines(decision: Decision, backend: Backend | None, request_id: str)
     lines = _name_lines(decision.route, None if backend is None else backend.name, decision.source)
     if decision.confidence is not None:
         lines += b"x-fingerpost-confidence: %.4f\r\n" % decision.confidence
-    return lines + b"x-fingerpost-decision-ms: %.3f\r\n%b" % (decision.elapsed * 1e3, id_line(request_id))
+    told = lines, decision.elapsed * 1e3, request_id.encode()
+    return b"%bx-fingerpost-decision-ms: %.3f\r\nx-fingerpost-request-id: %b\r\n" % told
 
 
 def id_line(request_id: str) -> bytes:

@@ -13,7 +13,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 """Header fields in order, names in lower case."""
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """A request on its way to a backend: the JSON body and those client headers that may pass.
 
     `deadline`, on the event loop's clock, is when nobody will wait for its answer any longer.
@@ -31,12 +31,13 @@ Take = Callable[[bytes], bool]
 """Takes a piece of a body; whether more may come at once."""
 
 
-async def _nothing() -> None:
+def _nothing() -> None:
     return None
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A backend's answer: status, headers and body chunks as they arrive.
+    """A backend's answer: status, headers and body chunks as they arrive. `length` is what it states as its content-length, if
+    it does; `headers` are all others, and so the same for many replies.
 
     Iterating `chunks` raises UpstreamError when the backend breaks off. `close` gives the connection back, or cuts it when
     the body was not read to its end; call it always. `pour`, where there is one, spares waking a task for each chunk: from
@@ -48,9 +49,10 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     headers: Headers
     chunks: AsyncIterator[bytes]
-    close: Callable[[], Awaitable[None]] = _nothing
+    close: Callable[[], None] = _nothing
     pour: Callable[[Take], Awaitable[None]] | None = None
     whole: bytes | None = None
+    length: int | None = None
 
     def header(self, name: bytes) -> bytes:
         """The value of the first header of that (lower-case) name; empty when there is none."""
@@ -66,7 +68,7 @@ class Reply(msgspec.Struct, frozen=True):
                 if size >= limit:
                     break
         finally:
-            await self.close()
+            self.close()
         return b"".join(parts)[:limit]
 
 

@@ -31,6 +31,9 @@ class Owner(Protocol):
     idle: float
     loop: asyncio.AbstractEventLoop
 
+    async def carry(self, head: bytes, content: bytes, deadline: float, *, new: bool) -> Reply:
+        """The reply to a request on another connection, a new one."""
+
     def give_back(self, connection: Connection) -> None:
         """Takes a connection that is fit for another request."""
 
@@ -82,7 +85,7 @@ class Body(Incoming, kw_only=True, eq=False):
         self.parts.clear()
         return chunk
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Cuts the connection, which stops the model, unless the reply has come to its end."""
         if not self.complete and self.error is None:
             self._connection.fail(openai.broken)
@@ -110,10 +113,11 @@ class Connection(asyncio.Protocol):
         self._read_limit = owner.limits.read
         self._watch = Watch(owner.loop, lambda: self.fail(openai.answered_late))
 
-    async def carry(self, head: bytes, content: bytes, deadline: float) -> Reply:
+    async def carry(self, head: bytes, content: bytes, now: float, deadline: float) -> Reply:
         """The reply to a request, as soon as its head is there; `deadline` is when all of it must be over.
 
-        Raises what `Upstream.send` does, and Stale when the same request may be sent again on another connection.
+        Where this connection turns out to be closed, the request goes out once more, on a new one. Raises what
+        `Upstream.send` does.
         """
         self._body = body = Body(_connection=self)
         self._parser.expect(body)
@@ -124,17 +128,19 @@ class Connection(asyncio.Protocol):
             self.transport.write(head)
             self._unsent = memoryview(content)
             self._send_more()
-        self._expect_news()
+        self._expect_news(now)
         try:
             while not body.status:
                 if body.error is not None:
                     raise body.error
                 await self.news()
+        except Stale:
+            return await self._owner.carry(head, content, deadline, new=True)
         except BaseException:
             self.cut()
             raise
         whole = body.parts[0] if body.complete and len(body.parts) == 1 else None
-        return Reply(body.status, body.headers, body, body.close, body.pour, whole)
+        return Reply(body.status, body.headers, body, body.close, body.pour, whole, body.length)
 
     def news(self) -> asyncio.Future[None]:
         """What is done when something has come, or the connection has failed."""
@@ -145,7 +151,7 @@ class Connection(asyncio.Protocol):
         """Notes that all that had come was taken."""
         if self._held >= HIGH_WATER and self._body is not None:
             self.transport.resume_reading()
-            self._expect_news()
+            self._expect_news(self._loop.time())
         self._held = 0
 
     def rest(self) -> None:
@@ -186,14 +192,14 @@ class Connection(asyncio.Protocol):
         elif not body.complete:
             self._held += len(data)
             if self._held < HIGH_WATER:
-                self._expect_news()
+                self._expect_news(self._loop.time())
             elif self._held - len(data) < HIGH_WATER:
                 self.transport.pause_reading()
                 self._watch.expect_by(self._total)  # it is we who make the backend wait
         if body.complete:
             self._complete(body)
         elif body.take is not None:
-            return self._expect_news()
+            return self._expect_news(self._loop.time())
         self._tell()
 
     def eof_received(self) -> None:
@@ -216,7 +222,7 @@ class Connection(asyncio.Protocol):
         self._blocked = False
         self._send_more()
         if self._body is not None and self._held < HIGH_WATER:
-            self._expect_news()
+            self._expect_news(self._loop.time())
 
     def _send_more(self) -> None:
         """Hands slices of the body to the transport until that has enough of them for now."""
@@ -248,7 +254,7 @@ class Connection(asyncio.Protocol):
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
-    def _expect_news(self) -> None:
+    def _expect_news(self, now: float) -> None:
         """Gives the backend as long as it may take between two reads."""
-        until, total = self._loop.time() + self._read_limit, self._total
+        until, total = now + self._read_limit, self._total
         self._watch.expect_by(until if until < total else total)

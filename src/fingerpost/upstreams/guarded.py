@@ -35,7 +35,8 @@ class Guarded:
             UpstreamBusy: the backend was not called; another one may serve.
             UpstreamError: as of `Upstream.send`.
         """
-        lease = self.guard.slip_in() or await self.guard.enter()
+        guard = self.guard
+        lease = guard.lease() if guard.gate.slip_in() else await guard.enter()  # the first spares a coroutine
         try:
             reply = await self.upstreams[lease.place.index].send(call)
         except BaseException as error:
@@ -52,7 +53,7 @@ class Guarded:
             lease.release()
             return reply
         chunks = _Chunks(reply, lease, call)
-        return Reply(reply.status, reply.headers, chunks, chunks.close, reply.pour)
+        return Reply(reply.status, reply.headers, chunks, chunks.close, reply.pour, length=reply.length)
 
     async def probe(self) -> None:
         """Asks each URL whether it lives, and lets one call try those that do."""
@@ -64,7 +65,7 @@ class Guarded:
             try:
                 async with asyncio.timeout(settings.timeout):
                     reply = await upstream.send(call)
-                    await reply.close()
+                    reply.close()
                 alive = reply.status < 500
             except (TimeoutError, UpstreamError):
                 alive = False
@@ -97,10 +98,10 @@ class _Chunks:
         self._begun = True
         return self._first()
 
-    def close(self) -> Awaitable[None]:
+    def close(self) -> None:
         """Lets go of the lease and closes the reply."""
         self._lease.release()
-        return self._close()
+        self._close()
 
     async def _first(self) -> bytes:
         try:

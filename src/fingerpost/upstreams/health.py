@@ -43,8 +43,8 @@ class Circuit:
         self._resting_status = 503
         self._settings = settings
         self._jitter = jitter
-        self._window: deque[list[int]] = deque([[-1, 0, 0]])
-        self._calls = self._failures = 0
+        self._window: deque[list[float]] = deque()
+        self._slot_ends = float("-inf")
         self._streak = 0
         self._trips = 0
         self._open_until = float("-inf")
@@ -59,22 +59,27 @@ class Circuit:
 
     def refusal(self, now: float) -> UpstreamBusy | None:
         """Why no call may begin now and when one may; None when one may now."""
-        if not self._trips and now >= self._resting_until:
-            return None  # the usual case, in one step
         if now < self._resting_until:
             busy = UpstreamBusy("not called, it asked for a rest", "resting", self._resting_until - now)
             busy.status = self._resting_status
             return busy
         wait = max(self._open_until, self._trying_until) - now
-        if wait > 0:
+        if self._trips and wait > 0:
             return UpstreamBusy("not called, it keeps failing", "open", wait)
         return None
 
     def begin(self, now: float) -> int:
         """A token for a call that begins. While half open no other may begin until it has ended, or for as long as an open
         circuit waits at most: a model may well take minutes to answer.
+
+        Raises:
+            UpstreamBusy: none may.
         """
-        self._trying_until = now + self._settings.longest
+        if self._trips or now < self._resting_until:
+            refusal = self.refusal(now)
+            if refusal is not None:
+                raise refusal
+            self._trying_until = now + self._settings.longest
         return self._era
 
     @property
@@ -89,7 +94,7 @@ class Circuit:
         self._streak = 0
         if self._trips:
             self._trips, self._era = 0, self._era + 1
-        self._count(now, failed=False)
+        self._slot(now)[1] += 1
 
     def failed(self, token: int, now: float) -> None:
         """Takes a bad result, which may open the circuit."""
@@ -97,8 +102,10 @@ class Circuit:
         if token != self._era or not self._settings.enabled:
             return
         self._streak += 1
-        calls, failures = self._count(now, failed=True)
-        limits = self._settings
+        slot, limits = self._slot(now), self._settings
+        slot[1] += 1
+        slot[2] += 1
+        calls, failures = (sum(slot[what] for slot in self._window) for what in (1, 2))
         if self._trips or self._streak >= limits.failures or (calls >= limits.least and failures >= limits.rate * calls):
             self._trip(now)
 
@@ -120,30 +127,16 @@ class Circuit:
         longest = min(self._settings.longest, self._settings.pause * 2.0 ** min(self._trips, 30))
         self._open_until, self._trying_until = now + longest * (0.75 + 0.25 * self._jitter()), float("-inf")
         self._trips, self._era, self._streak = self._trips + 1, self._era + 1, 0
-        self._window = deque([[-1, 0, 0]])
-        self._calls = self._failures = 0
+        self._window, self._slot_ends = deque(), float("-inf")
 
-    def _count(self, now: float, *, failed: bool) -> tuple[int, int]:
-        """Counts a call; returns the calls and failures of the window, which moves in tenths of its length."""
-        latest, slot = self._window[-1], int(now / self._settings.window * _SLOTS)
-        if latest[0] != slot:
-            latest = self._begin_slot(slot)
-        latest[1] += 1
-        self._calls += 1
-        if failed:
-            latest[2] += 1
-            self._failures += 1
-        return self._calls, self._failures
-
-    def _begin_slot(self, slot: int) -> list[int]:
-        """A new last tenth of the window: its number, calls and failures."""
-        latest = [slot, 0, 0]
-        self._window.append(latest)
-        while self._window[0][0] <= slot - _SLOTS:
-            _, calls, failures = self._window.popleft()
-            self._calls -= calls
-            self._failures -= failures
-        return latest
+    def _slot(self, now: float) -> list[float]:
+        """The latest part of the window, which moves in tenths of its length: when it began, its calls and failures."""
+        if now >= self._slot_ends:
+            self._window.append([now, 0, 0])
+            self._slot_ends = now + self._settings.window / _SLOTS
+            while self._window[0][0] <= now - self._settings.window:
+                self._window.popleft()
+        return self._window[-1]
 
 
 class Gate:
@@ -218,46 +211,37 @@ class Guard:
         self.places = [Place(i, _shown(url), Circuit(backend.breaker, jitter)) for i, url in enumerate(backend.urls)]
         self.now = clock
 
-    def slip_in(self) -> Lease | None:
-        """A lease of one of the URLs, where nobody is before; else `enter`.
-
-        Raises:
-            UpstreamBusy: no URL may be called now.
-        """
-        return self._lease() if self.gate.slip_in() else None
-
     async def enter(self) -> Lease:
         """A lease of one of the URLs, after a wait where others are before.
 
         Raises:
             UpstreamBusy: the queue is full, or no URL may be called now.
         """
-        if (lease := self.slip_in()) is not None:
-            return lease
-        self._pick(self.now())  # who would be refused inside need not wait
-        if self.gate.full:
-            raise UpstreamBusy("not called, its queue is full", "full", 1.0)
-        await self.gate.wait()
-        return self._lease()
+        if not self.gate.slip_in():
+            self._pick(self.now())  # who would be refused inside need not wait
+            if self.gate.full:
+                raise UpstreamBusy("not called, its queue is full", "full", 1.0)
+            await self.gate.wait()
+        return self.lease()
 
-    def _lease(self) -> Lease:
-        """A lease for a call that is inside the gate, which it leaves where no URL may be called."""
-        now = self.now()
+    def lease(self) -> Lease:
+        """A lease for a call that is inside the gate, which it leaves where no URL may be called.
+
+        Raises:
+            UpstreamBusy: none may.
+        """
+        now, places = self.now(), self.places
         try:
-            place = self._pick(now)
+            place = places[0] if len(places) == 1 else self._pick(now)
+            token = place.circuit.begin(now)
         except UpstreamBusy:
             self.gate.leave()
             raise
         place.in_flight += 1
-        return Lease(self, place, place.circuit.begin(now))
+        return Lease(self, place, token)
 
     def _pick(self, now: float) -> Place:
         """The URL that may be called, has not just failed, and has the fewest calls on their way."""
-        if len(self.places) == 1:  # the usual case, in a few steps
-            refusal = self.places[0].circuit.refusal(now)
-            if refusal is None:
-                return self.places[0]
-            raise refusal
         refusals = [place.circuit.refusal(now) for place in self.places]
         free = [place for place, refusal in zip(self.places, refusals, strict=True) if refusal is None]
         if not free:
@@ -265,7 +249,7 @@ class Guard:
         return min(free, key=lambda place: (now - place.circuit.failed_at < SUSPECT, place.in_flight))
 
 
-class Lease(msgspec.Struct, eq=False):
+class Lease(msgspec.Struct, eq=False, gc=False):
     """One call's right to a URL. Give exactly one result, `settle`, and let go of it, `release`; more of either do nothing."""
 
     _guard: Guard
@@ -316,7 +300,8 @@ class Budget:
 
     def earn(self) -> None:
         """Counts a request."""
-        self._tokens = min(self._tokens + self.share, self._most)
+        tokens = self._tokens + self.share
+        self._tokens = tokens if tokens < self._most else self._most
 
     def spend(self) -> bool:
         """Takes one more call out of the budget; false when it is used up."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from fingerpost.routes import Backend
 from fingerpost.upstreams import Call, Reply, openai
-from fingerpost.upstreams.connection import Connection, Stale
+from fingerpost.upstreams.connection import Connection
 from fingerpost.upstreams.openai import POOL_SIZE, parse_url, tls_context
 from fingerpost.upstreams.wire import RequestWriter
 
@@ -39,7 +41,7 @@ class Http1Upstream:
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
         self._latest: _Pool | None = None
 
-    async def send(self, call: Call) -> Reply:
+    def send(self, call: Call) -> Coroutine[Any, Any, Reply]:
         """The backend's reply as soon as its headers are there; see `Upstream.send` for what it raises.
 
         A kept connection may be closed by the backend just as the request sets out on it. Where it closes without a byte of
@@ -53,14 +55,11 @@ class Http1Upstream:
         except ValueError:
             raise openai.unsendable(name) from None
         pool = self._pool()
-        deadline = pool.loop.time() + self._total
-        connection = pool.at_rest() or await pool.take(deadline)  # the first spares a coroutine
-        if connection.used:
-            try:
-                return await connection.carry(head, body, deadline)
-            except Stale:
-                connection = await pool.add(deadline)
-        return await connection.carry(head, body, deadline)
+        now = pool.loop.time()
+        connection = pool.at_rest()
+        if connection is not None:  # this spares a coroutine
+            return connection.carry(head, body, now, now + self._total)
+        return pool.carry(head, body, now + self._total)
 
     async def aclose(self) -> None:
         """Closes all connections of the running loop."""
@@ -91,6 +90,11 @@ class _Pool:
         self._line: deque[asyncio.Future[Connection | None]] = deque()
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
+
+    async def carry(self, head: bytes, content: bytes, deadline: float, *, new: bool = False) -> Reply:
+        """The reply to a request on a connection that is waited for, or on a new one; see `Connection.carry`."""
+        connection = await (self.add(deadline) if new else self.take(deadline))
+        return await connection.carry(head, content, self.loop.time(), deadline)
 
     def at_rest(self) -> Connection | None:
         """A connection that waits for work, and the sole right to it; None where all are busy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -15,6 +15,7 @@ from fingerpost.errors import UpstreamError
 from fingerpost.routes import Backend
 from fingerpost.upstreams import Call, Headers, Reply, openai
 from fingerpost.upstreams.openai import POOL_SIZE, own_headers, parse_url, tls_context
+from fingerpost.upstreams.wire import without_length
 
 ONE_WRITE = 1 << 20
 """Bytes of a body that aiohttp may write at once."""
@@ -54,7 +55,10 @@ class LibraryUpstream:
             )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise as_upstream_error(self.backend.name, error) from None
-        return Reply(response.status, _lowered(response.raw_headers), _chunks(self.backend.name, response), _closer(response))
+        chunks = _chunks(self.backend.name, response)
+        # A body read to its end has given its connection back already; anything else is cut, which stops the model.
+        passed, length = without_length(_lowered(response.raw_headers))
+        return Reply(response.status, passed, chunks, response.close, length=length)
 
     async def aclose(self) -> None:
         """Closes all connections of the running loop."""
@@ -108,12 +112,3 @@ async def _chunks(name: str, response: aiohttp.ClientResponse) -> AsyncIterator[
             yield chunk
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
         raise as_upstream_error(name, error) from None
-
-
-def _closer(response: aiohttp.ClientResponse) -> Callable[[], Awaitable[None]]:
-    async def close() -> None:
-        # A body read to its end has given its connection back already; anything else is cut, which stops the model.
-        response.close()
-        await asyncio.sleep(0)
-
-    return close

@@ -30,7 +30,7 @@ from fingerpost.routes import Timeouts
 from fingerpost.upstreams import Headers, Reply, openai
 from fingerpost.upstreams.connection import HIGH_WATER
 from fingerpost.upstreams.stream import STREAM_WINDOW, Stream
-from fingerpost.upstreams.wire import MAX_HEAD
+from fingerpost.upstreams.wire import MAX_HEAD, without_length
 
 CONNECTION_WINDOW = 16_777_216
 """Bytes on their way in all replies together. They are credited as they come, so that a slow client holds up its own alone."""
@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
         try:
             return await stream.reply()
         except BaseException:
-            await stream.close()
+            stream.close()
             raise
 
     def credit(self, stream: Stream, size: int) -> None:
@@ -249,7 +249,8 @@ class Connection(asyncio.Protocol):
         if not stream.spend(event.headers) or (status and not (len(status) == 3 and status.isdigit() and status >= b"100")):
             self.drop(stream, openai.not_http)
         elif isinstance(event, ResponseReceived):
-            stream.headers = tuple((bytes(name), bytes(value)) for name, value in event.headers if name[:1] != b":")
+            fields = tuple((bytes(name), bytes(value)) for name, value in event.headers if name[:1] != b":")
+            stream.headers, stream.length = without_length(fields)
             stream.status = int(status)
             stream.go_on()
             stream.tell()

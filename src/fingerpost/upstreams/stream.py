@@ -41,6 +41,7 @@ class Stream:
         self.number = number
         self.status = 0
         self.headers: Headers = ()
+        self.length: int | None = None
         self.unsent = memoryview(content)
         self.complete = False
         self.error: UpstreamError | None = None
@@ -84,9 +85,9 @@ class Stream:
             if self.error is not None:
                 raise self.error
             await self._wait()
-        return Reply(self.status, self.headers, self, self.close, self.pour)
+        return Reply(self.status, self.headers, self, self.close, self.pour, length=self.length)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Tells the backend to stop, unless the reply has come to its end."""
         if not self.complete and self.error is None:
             self._carrier.drop(self, openai.broken)

@@ -63,6 +63,12 @@ class RequestWriter:
         return b"%b%b%bcontent-length: " % (line, self._fixed, passed)
 
 
+def without_length(headers: Headers) -> tuple[Headers, int | None]:
+    """The header fields of a reply but for its content-length, and that length, None where it is no number (see `Reply`)."""
+    stated = next((value for name, value in headers if name == b"content-length"), b"")
+    return tuple(pair for pair in headers if pair[0] != b"content-length"), int(stated) if stated.isdigit() else None
+
+
 def fields(headers: Headers) -> bytes:
     """Header fields as lines.
 
@@ -77,13 +83,15 @@ def fields(headers: Headers) -> bytes:
 
 
 class Incoming(msgspec.Struct, eq=False):
-    """One reply as far as it has come in: `status` is 0 until its head is there, `parts` is the body not yet taken.
+    """One reply as far as it has come in: `status` is 0 until its head is there, `length` is what it states, if it does, and
+    `headers` are all others; `parts` is the body not yet taken.
 
     `reusable` says whether the connection is fit for another request once the reply is complete.
     """
 
     status: int = 0
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    length: int | None = None
     parts: list[bytes] = []
     begun: bool = False
     complete: bool = False
@@ -102,7 +110,6 @@ class ReplyParser:
         self._incoming = Incoming()
         self._known: KnownHead | None = None
         self._known_reply = self._incoming
-        self._known_size = 0
         self._to_learn = HEADS_LEARNT
 
     def expect(self, incoming: Incoming) -> None:
@@ -124,6 +131,7 @@ class ReplyParser:
             self._room = MAX_HEAD
             self._silent = 0
             self._framed = self._interim = False
+            self._length: int | None = None
         self._silent += len(data)
         try:
             self._parser.feed_data(data)
@@ -157,6 +165,9 @@ class ReplyParser:
             if name == b"transfer-encoding" and (self._framed or value.lower() != b"chunked"):
                 raise NotHttp  # we offered no other coding, so this one could only be passed on undecoded
             self._framed = True
+            if name == b"content-length":
+                self._length = int(value)
+                return
         self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -170,19 +181,16 @@ class ReplyParser:
         self._interim = status < 200 and status != 101
         if self._interim:
             self._headers.clear()
-            self._framed = False
+            self._framed, self._length = False, None
             return
-        incoming.status, incoming.headers = status, tuple(headers)
+        incoming.status, incoming.headers, incoming.length = status, tuple(headers), self._length
         incoming.reusable = status != 101 and self._parser.should_keep_alive()
         self._framed = self._framed or status in (101, 204, 304)
 
     def _fill(self, incoming: Incoming, body: bytes) -> None:
         """Takes a reply that has come whole and whose head is known."""
         known = self._known_reply
-        incoming.status, incoming.headers = known.status, known.headers
-        if len(body) != self._known_size:
-            length = (b"content-length", b"%d" % len(body))
-            incoming.headers = tuple([length if pair[0] == b"content-length" else pair for pair in known.headers])
+        incoming.status, incoming.headers, incoming.length = known.status, known.headers, len(body)
         incoming.parts.append(body)
         incoming.complete = incoming.reusable = True
         self._to_learn = HEADS_LEARNT
@@ -192,7 +200,7 @@ class ReplyParser:
         self._to_learn -= 1
         size = sum([len(part) for part in incoming.parts])
         self._known = KnownHead.of(data, size) if size else None
-        self._known_reply, self._known_size = Incoming(incoming.status, shared(incoming.headers)), size
+        self._known_reply = Incoming(incoming.status, shared(incoming.headers))
 
     def _take_trailer(self, name: bytes, value: bytes) -> None:
         self._spend(len(name) + len(value) + 4)
