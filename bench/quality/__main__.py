@@ -50,7 +50,7 @@ def main() -> None:
     """Measures and prints everything."""
     options = _parse()
     found = [(name, table, _some(rows, options.rows)) for name, table, rows in boards(options.data, options.written)]
-    frozen = baselines.frozen_encoder()
+    frozen = baselines.frozen_encoder([row.request.conversation.text for _, _, rows in found for row in rows[:50]])
     print("| board | rows | goal | accuracy (95%) | ECE | taken for other | frozen MiniLM | semantic-router | TF-IDF head |")
     print("|---|---|---|---|---|---|---|---|---|")
     decided = {}

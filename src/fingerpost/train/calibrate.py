@@ -104,7 +104,7 @@ def _easy_case(encoder: Encoder, sgd: RouteSet, others: Sequence[RouteSet], star
     extra = rng.choice([0, 0, 0, 25, 120]) if near else 0
     table = [*own, *_distractors(encoder, own, others, extra, start, rng)]
     matcher = read_routes(encoder, table, start)
-    read = encoder.encode(lay_out(sample.turns, encoder.tokenize, encoder.spelling.mend))
+    read = encoder.encode([lay_out(sample.turns, encoder.tokenize, encoder.spelling.mend)])
     right = np.array([keys.index(sample.right[0]) if near else len(table)])
     return Case(matcher.scores(read.vectors), read.none, right, features(len(table), matcher.nameless))
 

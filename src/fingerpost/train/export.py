@@ -14,19 +14,25 @@ from tokenizers import Tokenizer
 
 from fingerpost.classifiers.embedded.encoder import FORMAT
 from fingerpost.classifiers.embedded.matcher import Calibration
+from fingerpost.classifiers.embedded.text import Laid
 from fingerpost.train.graph import encoder_model
 from fingerpost.train.network import Reader
+from fingerpost.train.ranges import ranges_of
 
 
-def export_encoder(reader: Reader, tokenizer: Tokenizer, words: Sequence[str], out: Path, about: Mapping[str, Any]) -> None:
+def export_encoder(
+    reader: Reader, tokenizer: Tokenizer, words: Sequence[str], typical: Sequence[Laid], out: Path, about: Mapping[str, Any]
+) -> None:
     """Writes the encoder, the tokenizer, `words` that are no slips either, and a JSON that lacks calibration and figures.
+
+    `typical` are texts like those that the encoder will read.
 
     Precedents are made with what this writes (`fingerpost.train.precedents`).
     """
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().numpy() for name, value in reader.encoder.state_dict().items()}
-    head = [value.detach().cpu().numpy() for value in (reader.weigh.weight, reader.none.weight, reader.none.bias)]
-    onnx.save(encoder_model(weights, *head), str(out / "encoder.onnx"))
+    weigh, none, bias = (value.detach().cpu().numpy() for value in (reader.weigh.weight, reader.none.weight, reader.none.bias))
+    onnx.save(encoder_model(weights, weigh, none, bias, ranges_of(reader, typical)), str(out / "encoder.onnx"))
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     (out / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     settings = {"format": FORMAT, "width": weights["words.weight"].shape[1], **about}

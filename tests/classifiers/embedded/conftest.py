@@ -19,5 +19,5 @@ def encoder() -> Encoder:
 def embedded() -> Iterator[Embedded]:
     embedded = Embedded()
     yield embedded
-    embedded._workers.shutdown()
+    embedded._batches.close()
     embedded._reader.shutdown()

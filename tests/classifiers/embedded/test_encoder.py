@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fingerpost.classifiers.embedded.encoder import _KEPT_TEXTS, ARTIFACT, FORMAT, Encoder
+from fingerpost.classifiers.embedded.encoder import _KEPT_TEXTS, ARTIFACT, BATCH, FORMAT, Encoder, _batches
 from fingerpost.classifiers.embedded.text import CLS, SEP, Laid, Turn, lay_out, lay_out_route
 
 SAID = ["will it rain?", "hi", "play some jazz for me, please", "hi", "why does my loop never end, it drives me mad" * 5]
@@ -34,30 +34,32 @@ def test_vectors_are_unit_vectors_of_the_width_that_the_artifact_states(encoder)
     assert np.isfinite(encoded.none).all()
 
 
-def test_many_at_once_are_like_one_by_one_and_in_their_order(encoder):
-    laid = laid_out(encoder, SAID)
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_a_text_becomes_does_not_depend_on_what_is_read_with_it(at_once):
+    encoder = Encoder(at_once=at_once)
+    laid = laid_out(encoder, [f"{said} {'please ' * more}" for said in SAID for more in range(7)])
 
     many = encoder.encode_many(laid)
 
     for place, one in enumerate(laid):
-        alone = encoder.encode(one)
-        assert float(alone.vectors[0] @ many.vectors[place]) > 0.98
-        assert float(alone.none[0]) == pytest.approx(float(many.none[place]), abs=0.3)
+        alone = encoder.encode([one])
+        assert alone.vectors[0] == pytest.approx(many.vectors[place], abs=1e-3)
+        assert alone.none[0] == pytest.approx(many.none[place], abs=1e-3)
 
 
-def test_more_than_a_batch_of_one_length(encoder):
-    laid = laid_out(encoder, ["hi"] * 70)
+def test_texts_of_similar_lengths_run_together_and_batches_are_bounded():
+    lengths = [*[10] * 20, 11, 9, 100, 90, 5]
 
-    encoded = encoder.encode_many(laid)
+    found = [[lengths[place] for place in batch] for batch in _batches([Laid([CLS] * length, []) for length in lengths])]
 
-    assert encoded.vectors.shape[0] == 70
-    assert np.ptp(encoded.vectors, axis=0).max() < 0.02
+    assert found == [[100], [90], [11, *[10] * 13], [*[10] * 7, 9], [5]]
+    assert max(len(batch) * max(batch) for batch in found) <= BATCH
 
 
 def test_the_same_text_is_the_same_vector(encoder):
     one = laid_out(encoder, SAID[:1])[0]
 
-    assert (encoder.encode(one).vectors == encoder.encode(one).vectors).all()
+    assert (encoder.encode([one]).vectors == encoder.encode([one]).vectors).all()
 
 
 def test_texts_that_mean_the_same_are_nearer_than_others(encoder):
@@ -86,7 +88,7 @@ def test_nothing_to_encode(encoder):
 
 
 def test_an_empty_text_can_be_encoded(encoder):
-    assert np.isfinite(encoder.encode(Laid([CLS, SEP], [0, 0])).vectors).all()
+    assert np.isfinite(encoder.encode([Laid([CLS, SEP], [0, 0])]).vectors).all()
 
 
 @pytest.mark.parametrize("text", ["", " ", "\x00", "a" * 3000, "好" * 300, "🙂", "\u0301", "नमस्ते", "[CLS] [PAD]"])
@@ -124,7 +126,7 @@ def test_route_vectors_come_in_order_with_repetitions(encoder):
 
 def test_what_users_ask_for_lies_near_to_their_requests(encoder):
     asked = encoder.encode_asked(["cancel my order", "exchange rates", "cancel my order"])
-    said = encoder.encode(lay_out([Turn("user", "please cancel the order I made")], encoder.tokenize)).vectors[0]
+    said = encoder.encode(laid_out(encoder, ["please cancel the order I made"])).vectors[0]
 
     assert (asked[0] == asked[2]).all()
     assert np.linalg.norm(asked, axis=1) == pytest.approx(1, abs=1e-5)
@@ -135,13 +137,13 @@ def test_a_text_of_a_route_and_a_request_for_it_are_kept_apart(encoder):
     assert (encoder.encode_asked(["weather"])[0] != encoder.encode_routes(["weather"])[0]).any()
 
 
-def test_a_route_vector_is_the_same_whatever_was_read_with_it():
+def test_a_route_vector_is_the_same_whatever_was_read_before():
     texts = [f"area {place}: whatever is about area {place}" for place in range(40)]
 
     together = Encoder().encode_routes(texts)
     alone = Encoder(at_once=2)
 
-    assert (np.concatenate([alone.encode_routes([text]) for text in texts[::-1]])[::-1] == together).all()
+    assert np.concatenate([alone.encode_routes([text]) for text in texts[::-1]])[::-1] == pytest.approx(together, abs=1e-3)
 
 
 def test_a_kept_route_vector_is_not_computed_again():

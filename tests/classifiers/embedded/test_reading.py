@@ -36,7 +36,7 @@ def test_a_name_alone_is_moved_towards_those_who_ask_for_it(encoder):
 
 
 def test_a_route_is_drawn_towards_what_was_asked_of_routes_like_it(encoder):
-    request = encoder.encode(lay_out([Turn("user", "how many yen do I get for 50 dollars?")], encoder.tokenize)).vectors[0]
+    request = encoder.encode([lay_out([Turn("user", "how many yen do I get for 50 dollars?")], encoder.tokenize)]).vectors[0]
     said = encoder.encode_routes(["exchange rate: What a currency costs in another."])[0]
 
     matcher = read(encoder, ("exchange_rate", "What a currency costs in another."))

@@ -6,8 +6,9 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -15,12 +16,13 @@ from threading import Lock
 import numpy as np
 
 from fingerpost.chat import Conversation
-from fingerpost.classifiers.embedded.encoder import ARTIFACT, Encoder
+from fingerpost.classifiers.embedded.batching import Batcher
+from fingerpost.classifiers.embedded.encoder import ARTIFACT, BATCH, Array, Encoder
 from fingerpost.classifiers.embedded.letters import letters
 from fingerpost.classifiers.embedded.matcher import Calibration, Matcher, teach
 from fingerpost.classifiers.embedded.reading import read_routes
 from fingerpost.classifiers.embedded.spelling import cleaner
-from fingerpost.classifiers.embedded.text import Clean, Turn, lay_out, route_text
+from fingerpost.classifiers.embedded.text import Clean, Laid, Turn, lay_out, route_text
 from fingerpost.records import Verdict
 from fingerpost.routes import OTHER, Route, RouteTable
 
@@ -32,13 +34,26 @@ CUT_NOTE = "the latest message is long: its beginning and its end were read"
 _KEPT_TABLES = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _LaidOut:
+    """A conversation as the encoder reads it, what it is compared with, and since when it has been worked on."""
+
+    laid: Laid
+    matcher: Matcher
+    began: float
+
+
+def _tokens(asked: _LaidOut) -> int:
+    return len(asked.laid.ids)
+
+
 class Embedded:
     """Reads with the trained encoder; what it computes for a table is kept by the table's digest.
 
     Encoding runs in `threads` worker threads, one for each CPU core unless given, so that a decision never blocks the event
-    loop; the many texts of a large table are shared among as many. Tables that are new are read in a thread of their own, one
-    after the other: hundreds of routes take seconds, which nobody else should wait for. Each conversation is encoded by itself:
-    the graph's activations are quantised per batch, so beside others it would get another verdict.
+    loop. Conversations that wait for a thread are encoded together; the many texts of a large table are shared among as many.
+    Tables that are new are read in a thread of their own, one after the other: hundreds of routes take seconds, which nobody
+    else should wait for.
     """
 
     name = "embedded"
@@ -47,7 +62,7 @@ class Embedded:
     def __init__(self, artifact: Path = ARTIFACT, threads: int | None = None) -> None:
         self._artifact = artifact
         self._threads = threads or cores()
-        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="fingerpost-embedded")
+        self._batches = Batcher(self._lay_out, _tokens, self._verdicts, BATCH, self._threads)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="fingerpost-embedded-routes")
         self._tables: OrderedDict[bytes, tuple[Matcher, Clean]] = OrderedDict()
         self._lock = Lock()
@@ -61,24 +76,36 @@ class Embedded:
         """Calibrated probabilities of the table's routes and of `other`."""
         if table.digest not in self._tables:
             await self.prepare(table)
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self.read, conversation, table)
+        return await self._batches.ask((conversation, table))
 
     async def aclose(self) -> None:
         """Stops the worker threads."""
-        for threads in (self._workers, self._reader):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._batches.close()
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     def read(self, conversation: Conversation, table: RouteTable) -> Verdict:
         """What `classify` answers, in the calling thread."""
-        start = time.perf_counter()
+        [verdict] = self._verdicts([self._lay_out((conversation, table))])
+        return verdict
+
+    def _lay_out(self, asked: tuple[Conversation, RouteTable]) -> _LaidOut:
+        began = time.perf_counter()
+        conversation, table = asked
         matcher, clean = self.matcher(table)
         turns = [Turn(message.role, message.text, message.media) for message in conversation.messages]
-        laid = lay_out(turns, self._encoder.tokenize, clean)
-        encoded = self._encoder.encode(laid)
-        spelled = letters([laid.said]) if matcher.lesson else None
-        shares = matcher.probabilities(encoded.vectors, encoded.none, spelled)[0]
+        return _LaidOut(lay_out(turns, self._encoder.tokenize, clean), matcher, began)
+
+    def _verdicts(self, several: Sequence[_LaidOut]) -> list[Verdict]:
+        encoded = self._encoder.encode([one.laid for one in several])
+        return [
+            self._verdict(one, encoded.vectors[row : row + 1], encoded.none[row : row + 1]) for row, one in enumerate(several)
+        ]
+
+    def _verdict(self, asked: _LaidOut, vector: Array, none: Array) -> Verdict:
+        laid, matcher = asked.laid, asked.matcher
+        shares = matcher.probabilities(vector, none, letters([laid.said]) if matcher.lesson else None)[0]
         probabilities = dict(zip((*matcher.names, OTHER), shares.tolist(), strict=True))
-        return Verdict(probabilities, self.name, time.perf_counter() - start, CUT_NOTE if laid.cut else "")
+        return Verdict(probabilities, self.name, time.perf_counter() - asked.began, CUT_NOTE if laid.cut else "")
 
     def lookalikes(self, table: RouteTable) -> list[tuple[str, str, float]]:
         """Pairs of routes that the model can hardly tell apart, with or without their names, and their similarity."""

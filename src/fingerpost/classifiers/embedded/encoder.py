@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from fingerpost.classifiers.embedded.precedents import Precedents
 from fingerpost.classifiers.embedded.spelling import Spelling, whole_words
-from fingerpost.classifiers.embedded.text import Laid, Tokenize, lay_out_asked, lay_out_route
+from fingerpost.classifiers.embedded.text import PAD, Laid, Tokenize, lay_out_asked, lay_out_route
 
 # ONNX Runtime for Linux keeps a device id and reports to its maker unless it is told not to before it loads; a gateway speaks
 # to its backends and to nobody else.
@@ -31,10 +31,13 @@ Array = npt.NDArray[np.float32]
 ARTIFACT = Path(__file__).with_name("artifact")
 """The trained model that ships in the package."""
 
-FORMAT = 3
+FORMAT = 4
 """The artifact format that this code reads."""
 
-_MANY = 32
+BATCH = 160
+"""Tokens of a batch: from here on, more of them take a core as much longer as they are more."""
+
+_ALIKE = 0.75
 _FEW = 8
 _KEPT_TEXTS = 16384
 
@@ -50,7 +53,7 @@ class Encoded:
 class Encoder:
     """Runs the trained encoder; `settings` is the artifact's JSON.
 
-    `threads` work on one batch, and up to `at_once` batches are worked on when there are many.
+    `threads` work on one batch, and up to `at_once` batches are worked on where there are many.
 
     Raises:
         ValueError: the artifact has a format that this code does not read.
@@ -89,32 +92,24 @@ class Encoder:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode(self, laid: Laid) -> Encoded:
-        """One laid-out text, as a batch of one."""
-        return self._run([laid])
+    def encode(self, laid: Sequence[Laid]) -> Encoded:
+        """Laid-out texts in their order; those of similar lengths run together, which changes nothing about any of them."""
+        vectors, none = self._room(len(laid))
+        for places in _batches(laid):
+            vectors[places], none[places] = self._run([laid[place] for place in places])
+        return Encoded(vectors, none)
 
-    def encode_many(self, laid: Sequence[Laid], at_a_time: int = _MANY) -> Encoded:
-        """Many laid-out texts in their order; those of one length run together, so nothing is padded.
-
-        Activations are quantised for all that run together, so what each becomes depends a little on the others.
-        """
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for place, one in enumerate(laid):
-            by_length[len(one.ids)].append(place)
-        batches = [places[i : i + at_a_time] for places in by_length.values() for i in range(0, len(places), at_a_time)]
-        width = int(self.settings["width"])
-        vectors, none = np.empty((len(laid), width), np.float32), np.empty(len(laid), np.float32)
+    def encode_many(self, laid: Sequence[Laid]) -> Encoded:
+        """The same, shared among `at_once` threads where there are many."""
+        if self._at_once == 1 or len(laid) <= _FEW:
+            return self.encode(laid)
+        vectors, none = self._room(len(laid))
 
         def run(places: list[int]) -> None:
-            encoded = self._run([laid[place] for place in places])
-            vectors[places], none[places] = encoded.vectors, encoded.none
+            vectors[places], none[places] = self._run([laid[place] for place in places])
 
-        if self._at_once > 1 and len(laid) > _FEW:
-            with ThreadPoolExecutor(self._at_once) as pool:
-                list(pool.map(run, batches))
-        else:
-            for places in batches:
-                run(places)
+        with ThreadPoolExecutor(self._at_once) as pool:
+            list(pool.map(run, _batches(laid)))
         return Encoded(vectors, none)
 
     def encode_routes(self, texts: Sequence[str]) -> Array:
@@ -127,8 +122,7 @@ class Encoder:
 
     def _kept(self, texts: Sequence[str], lay: Callable[[str, Tokenize], Laid]) -> Array:
         missing = [text for text in dict.fromkeys(texts) if (lay, text) not in self._vectors]
-        # One at a time: whether others had been read before must make no difference.
-        encoded = self.encode_many([lay(text, self.tokenize) for text in missing], at_a_time=1)
+        encoded = self.encode_many([lay(text, self.tokenize) for text in missing])
         self._vectors.update(zip(((lay, text) for text in missing), encoded.vectors, strict=True))
         width = int(self.settings["width"])
         found = np.array([self._vectors[lay, text] for text in texts], np.float32).reshape(len(texts), width)
@@ -136,8 +130,29 @@ class Encoder:
             self._vectors.popitem(last=False)
         return found
 
-    def _run(self, laid: Sequence[Laid]) -> Encoded:
-        ids = np.array([one.ids for one in laid], np.int32)
-        segments = np.array([one.segments for one in laid], np.int32)
+    def _room(self, rows: int) -> tuple[Array, Array]:
+        return np.empty((rows, int(self.settings["width"])), np.float32), np.empty(rows, np.float32)
+
+    def _run(self, laid: Sequence[Laid]) -> tuple[Array, Array]:
+        longest = max(len(one.ids) for one in laid)
+        ids, segments = np.full((len(laid), longest), PAD, np.int32), np.zeros((len(laid), longest), np.int32)
+        for row, one in enumerate(laid):
+            ids[row, : len(one.ids)], segments[row, : len(one.ids)] = one.ids, one.segments
         vectors, none = self._session.run(None, {"ids": ids, "segments": segments})
-        return Encoded(vectors, none)
+        return vectors, none
+
+
+def _batches(laid: Sequence[Laid]) -> Iterator[list[int]]:
+    """The places of texts that run together: of `BATCH` tokens at most, with little padding."""
+    batch: list[int] = []
+    longest = 0
+    for place in sorted(range(len(laid)), key=lambda place: -len(laid[place].ids)):
+        length = len(laid[place].ids)
+        if batch and ((len(batch) + 1) * longest > BATCH or length < longest * _ALIKE):
+            yield batch
+            batch = []
+        if not batch:
+            longest = length
+        batch.append(place)
+    if batch:
+        yield batch

@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float32]
 SHARE, SHARE_BARE = 0.3, 0.6
 """How much of the requests expected is added to a text's own vector, and to that of a name alone, which says less."""
 
-FOCUS = 40.0
+FOCUS = 60.0
 """How much more a likeness of one weighs than one of zero, as the exponent of e: few precedents decide."""
 
 

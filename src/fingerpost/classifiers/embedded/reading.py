@@ -10,7 +10,7 @@ from fingerpost.classifiers.embedded.encoder import Array, Encoder
 from fingerpost.classifiers.embedded.matcher import Calibration, Matcher
 from fingerpost.classifiers.embedded.text import facets, route_text, words_of
 
-ASKED = 0.4
+ASKED = 0.5
 """How much of a short text's vector is that of users who ask for it."""
 
 SHORT = 4
