@@ -29,7 +29,7 @@ WORDING, CHANCE = 4.0, 0.15
 Where routes lack examples, and so cannot answer likeness with likeness, up to twice as much counts as chance.
 """
 
-DESCRIBED = 60.0
+DESCRIBED = 100.0
 """How much more strongly the correction is drawn to zero where routes have descriptions, shared among a route's examples and
 two more: few examples say less than a description, and many say more."""
 
