@@ -1089,7 +1089,7 @@ async def test_a_damaged_reply_is_a_reply_or_an_upstream_error_in_time(
     place = data.draw(st.integers(0, len(valid)))
     damaged = valid[:place] + data.draw(st.binary(max_size=3)) + valid[place + data.draw(st.integers(0, 3)) :]
     async with backend(once(damaged, close=data.draw(st.booleans()))) as one:  # noqa: SIM117
-        async with upstream_to(one.url, kind, timeouts=Timeouts(read=0.1)) as upstream, asyncio.timeout(20):
+        async with upstream_to(one.url, kind, timeouts=Timeouts(read=0.1, total=3)) as upstream, asyncio.timeout(20):
             with suppress(UpstreamError):
                 reply = await send(upstream)
                 assert 100 <= reply.status <= 999

@@ -42,7 +42,10 @@ class LibraryUpstream:
         self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def send(self, call: Call) -> Reply:
-        """The backend's reply as soon as its headers are there; see `Upstream.send` for what it raises."""
+        """The backend's reply as soon as its headers are there; see `Upstream.send` for what it raises.
+
+        After an interim reply (1xx) aiohttp no longer watches over silence; the limit on the whole call ends that.
+        """
         # aiohttp writes header values as UTF-8, so reading them as anything else would change them.
         headers = CIMultiDict((name.decode("latin-1"), value.decode("utf-8", "replace")) for name, value in call.headers)
         headers.update(self._own_headers)
