@@ -174,13 +174,6 @@ def _masks(graph: Graph) -> tuple[str, str]:
     said = graph.node("Cast", [graph.node("Cast", ["ids"], "said", to=TensorProto.BOOL)], "said.int", to=TensorProto.INT32)
     axis, last = graph.constant("length.axis", np.array([1], np.int64)), graph.constant("last", np.array([2], np.int64))
     lengths = graph.node("ReduceSum", [said, axis], "lengths", keepdims=0)
-    padding = graph.node("Not", ["said"], "padding")
-    barred = graph.node(
-        "Mul",
-        [
-            graph.node("Cast", [padding], "padding.float", to=TensorProto.FLOAT),
-            graph.constant("never", np.array(NEVER, np.float32)),
-        ],
-        "barred",
-    )
+    padding = graph.node("Cast", [graph.node("Not", ["said"], "padding")], "padding.float", to=TensorProto.FLOAT)
+    barred = graph.node("Mul", [padding, graph.constant("never", np.array(NEVER, np.float32))], "barred")
     return lengths, graph.node("Unsqueeze", [barred, last], "barred.column")

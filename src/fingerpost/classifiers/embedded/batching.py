@@ -60,7 +60,9 @@ class Batcher(Generic[Asked, Ready, Answer]):
         with self._lock:
             self._closed = True
             waiting, self._waiting = self._waiting, deque()
-        _tell([(future, None) for _, future in waiting])
+        for _, future in waiting:
+            with suppress(RuntimeError):  # a loop that has been closed waits for nothing
+                future.get_loop().call_soon_threadsafe(future.cancel)
         self._workers.shutdown(wait=False)
 
     def _work(self) -> None:
@@ -95,9 +97,9 @@ class Batcher(Generic[Asked, Ready, Answer]):
         return batch
 
 
-def _tell(outcomes: Sequence[tuple[asyncio.Future[Answer], Answer | Exception | None]]) -> None:
-    """Settles futures in their loops; None cancels."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Answer], Answer | Exception | None]]] = {}
+def _tell(outcomes: Sequence[tuple[asyncio.Future[Answer], Answer | Exception]]) -> None:
+    """Settles futures in their loops."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Answer], Answer | Exception]]] = {}
     for outcome in outcomes:
         by_loop.setdefault(outcome[0].get_loop(), []).append(outcome)
     for loop, several in by_loop.items():
@@ -105,13 +107,11 @@ def _tell(outcomes: Sequence[tuple[asyncio.Future[Answer], Answer | Exception | 
             loop.call_soon_threadsafe(_settle, several)
 
 
-def _settle(outcomes: Sequence[tuple[asyncio.Future[Answer], Answer | Exception | None]]) -> None:
+def _settle(outcomes: Sequence[tuple[asyncio.Future[Answer], Answer | Exception]]) -> None:
     for future, outcome in outcomes:
         if future.done():
             continue
-        if outcome is None:
-            future.cancel()
-        elif isinstance(outcome, Exception):
+        if isinstance(outcome, Exception):
             future.set_exception(outcome)
         else:
             future.set_result(outcome)
