@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from fingerpost.errors import InvalidRequest
 from fingerpost.hollow import LARGE, Hollow, hollow
 from fingerpost.once import check_messages, check_object
-from fingerpost.splice import check_utf8, locate, read_fields, splice
+from fingerpost.splice import Source, check_utf8, locate, read_fields, splice
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Feature = Literal["text", "image", "audio", "video", "file", "tools", "json_schema"]
@@ -179,19 +179,19 @@ class ChatRequest(msgspec.Struct, frozen=True, dict=True):
     stream: bool = False
     needs: Needs = Needs()
     routes: tuple[RequestedRoute, ...] | None = None
-    source: bytes | Mapping[str, Any] = b"{}"
+    source: Source | Mapping[str, Any] = b"{}"
     _fields: Mapping[str, msgspec.Raw] = _NO_FIELDS
     _bare: Hollow | None = None
 
     @classmethod
-    def parse(cls, source: bytes | Mapping[str, Any]) -> ChatRequest:
+    def parse(cls, source: Source | Mapping[str, Any]) -> ChatRequest:
         """The request in `source`: JSON bytes from a socket, or a mapping whose values may be objects with `model_dump`.
 
         Raises:
             InvalidRequest: wrong JSON, or a wrong shape; `param` is its path, such as `messages[2].content[1].type`.
         """
         try:
-            if isinstance(source, bytes):
+            if isinstance(source, (bytes, bytearray)):
                 if not source.isascii():
                     check_utf8(source)
                 bare = hollow(source) if len(source) >= LARGE else None
@@ -215,7 +215,7 @@ class ChatRequest(msgspec.Struct, frozen=True, dict=True):
             messages = [{"role": "user", "content": messages}]
         return cls.parse({"messages": messages, **fields})
 
-    def body_for(self, model: str) -> bytes:
+    def body_for(self, model: str) -> Source:
         """The client's body as JSON with `model` replaced, the `fingerpost` field taken out, and nothing else changed.
 
         Bytes are copied once, into the result, and stay as they are, spaces and escapes included.
@@ -224,7 +224,7 @@ class ChatRequest(msgspec.Struct, frozen=True, dict=True):
             InvalidRequest: what `parse` had no need to look at cannot be JSON, such as an object of some class.
         """
         source, fields, bare = self.source, self._fields, self._bare
-        if isinstance(source, bytes):
+        if isinstance(source, (bytes, bytearray)):
             if model == self.model and "model" in fields and "fingerpost" not in fields:
                 return source
             changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
@@ -253,7 +253,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def _checked(
-    body: _Body, source: bytes | Mapping[str, Any], fields: Mapping[str, msgspec.Raw] = _NO_FIELDS, bare: Hollow | None = None
+    body: _Body, source: Source | Mapping[str, Any], fields: Mapping[str, msgspec.Raw] = _NO_FIELDS, bare: Hollow | None = None
 ) -> ChatRequest:
     if not body.messages:
         raise InvalidRequest("messages: at least one message is needed", param="messages")
@@ -270,7 +270,7 @@ def _checked(
 _FIELDS = frozenset(_Body.__struct_fields__)
 
 
-def _check_keys(body: _Body, source: bytes, fields: Mapping[str, msgspec.Raw]) -> None:
+def _check_keys(body: _Body, source: Source, fields: Mapping[str, msgspec.Raw]) -> None:
     """Refuses keys that a backend may read otherwise: those in messages that are there twice, and `Model`.
 
     Some servers take the first of two, some the last, and those in Go take `Model` for `model`.

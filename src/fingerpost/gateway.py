@@ -21,11 +21,12 @@ from fingerpost.observers import Observer
 from fingerpost.records import Decision, Exchange, Outcome, Usage, Verdict
 from fingerpost.router import Router
 from fingerpost.routes import EVERYTHING, Backend, RouteTable
+from fingerpost.splice import Source
 from fingerpost.upstreams import Headers, Reply, Take, Upstream, Upstreams, openai
 from fingerpost.upstreams.health import Budget
 from fingerpost.upstreams.sse import UsageReader, read_usage
 
-Parse = Callable[[bytes], ChatRequest]
+Parse = Callable[[Source], ChatRequest]
 """What reads a request out of a body."""
 
 _log = logging.getLogger("fingerpost.gateway")
@@ -65,7 +66,7 @@ class Gateway:
 
     async def decide(
         self,
-        body: bytes,
+        body: Source,
         request_id: str = "",
         *,
         model: str | None = None,
@@ -112,7 +113,7 @@ class Gateway:
 
     def carry(
         self,
-        body: bytes,
+        body: Source,
         headers: Headers = (),
         request_id: str = "",
         visit: Visit | None = None,
@@ -237,7 +238,7 @@ class _Telling(msgspec.Struct, eq=False):
 class Carrying(_Telling):
     """The block in which a backend's answer is at hand."""
 
-    _body: bytes = b""
+    _body: Source = b""
     _headers: Headers = ()
 
     async def answer(self) -> Answer:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fingerpost.errors import InvalidRequest
-from fingerpost.splice import Member, locate
+from fingerpost.splice import Member, Source, locate
 
 LARGE = 1_000_000
 """Bytes of a body from which on looking for long texts pays."""
@@ -29,7 +29,7 @@ class Hollow(msgspec.Struct, frozen=True):
     `only_payloads` says that all of them were data URLs of images and files, where the API has those.
     """
 
-    source: bytes
+    source: Source
     holes: tuple[tuple[int, int], ...] = ()
     only_payloads: bool = False
 
@@ -43,7 +43,7 @@ class Hollow(msgspec.Struct, frozen=True):
         return at + sum(length for hole, length in self.holes if hole < at)
 
 
-def hollow(source: bytes, large: int = LARGE, long: int = LONG) -> Hollow:
+def hollow(source: Source, large: int = LARGE, long: int = LONG) -> Hollow:
     """The JSON of at least `large` bytes with texts of more than `long` emptied, as far as that is quickly done.
 
     What is no JSON comes out as none either.
@@ -74,13 +74,13 @@ def hollow(source: bytes, large: int = LARGE, long: int = LONG) -> Hollow:
     return Hollow(b"".join([*kept, view[taken:]]), tuple(holes), only_payloads) if holes else Hollow(source)
 
 
-def _is_payload(source: bytes, start: int) -> bool:
+def _is_payload(source: Source, start: int) -> bool:
     """Whether the text that begins there is a data URL as the value of a key that stands for one."""
     key = source.rfind(b'"', 0, max(source.rfind(b'"', 0, start), 0))
     return key >= 0 and _PAYLOAD.match(source, key) is not None
 
 
-def check_values(source: bytes, most: int) -> None:
+def check_values(source: Source, most: int) -> None:
     """Refuses JSON of more than `most` values, counted as the commas and opening brackets outside of its texts.
 
     Reading takes a microsecond for each value: a body of millions of them would stop everyone else for seconds. Counting takes
@@ -103,5 +103,5 @@ def check_values(source: bytes, most: int) -> None:
         raise error
 
 
-def _separators(source: bytes) -> int:
+def _separators(source: Source) -> int:
     return source.count(b",") + source.count(b"{") + source.count(b"[")

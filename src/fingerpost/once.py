@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from fingerpost.splice import twice
+from fingerpost.splice import Source, twice
 
 MESSAGE_FIELDS = ("role", "content", "refusal", "tool_calls", "function_call")
 PART_FIELDS = ("type", "text", "refusal")
@@ -39,7 +39,7 @@ _decode_object = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=_named)
 _decode_objects = msgspec.json.Decoder(list[dict[_Name, msgspec.Raw]], dec_hook=_named).decode
 
 
-def check_messages(messages: Sequence[Any], source: msgspec.Raw, within: bytes) -> None:
+def check_messages(messages: Sequence[Any], source: msgspec.Raw, within: Source) -> None:
     """Refuses messages in which a field is there twice; `messages` is what was read from `source`, which stands `within`.
 
     Raises:
@@ -64,7 +64,7 @@ def check_object(source: msgspec.Raw, names: Sequence[str], path: str) -> None:
     _check_once(_decode_object(source), names, path)
 
 
-def _are_once(messages: Sequence[Any], source: bytes) -> bool:
+def _are_once(messages: Sequence[Any], source: Source) -> bool:
     """Whether names of fields stand there no more often than fields were read, so that none can be there twice.
 
     This takes a microsecond and settles nearly all requests; names that stand as values, or in tool calls, need a closer look.
@@ -90,7 +90,7 @@ def _are_once(messages: Sequence[Any], source: bytes) -> bool:
     return source.find(b"\\") < 0 or source.find(rb"\u00") < 0 or _ESCAPED_LETTER.search(source) is None
 
 
-def _parts_are_once(parts: Sequence[Any], messages: Sequence[Any], source: bytes) -> bool:
+def _parts_are_once(parts: Sequence[Any], messages: Sequence[Any], source: Source) -> bool:
     texts = len([1 for part in parts if part.text is not None]) + len([1 for part in parts if part.type == "text"])
     called = [call for message in messages for call in message.tool_calls or () if isinstance(call, dict) and "type" in call]
     return source.count(b'"type"') == len(parts) + len(called) and source.count(b'"text"') == texts

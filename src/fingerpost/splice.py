@@ -13,6 +13,9 @@ from fingerpost.errors import InvalidRequest
 MAX_FIELDS = 1000
 """Fields of one object whose places are looked for; the largest requests have forty."""
 
+Source = bytes | bytearray
+"""JSON as it came. A large one is read straight into a bytearray, which nobody writes to from then on."""
+
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _KEY = re.compile(rb'[ \t\n\r]*+[{,][ \t\n\r]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*+:[ \t\n\r]*+')
 _END = re.compile(rb"[ \t\n\r]*+}")
@@ -26,7 +29,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     end: int
 
 
-def check_utf8(source: bytes) -> None:
+def check_utf8(source: Source) -> None:
     """Raises UnicodeDecodeError for what is no UTF-8. msgspec decodes only strings that are wanted, and skips the others."""
     if source.isascii():
         return
@@ -37,7 +40,7 @@ def check_utf8(source: bytes) -> None:
     decode(b"", True)
 
 
-def read_fields(source: bytes) -> dict[str, msgspec.Raw]:
+def read_fields(source: Source) -> dict[str, msgspec.Raw]:
     """The fields of a JSON object, each value as the bytes that it is, without reading what is in them.
 
     Where those, with quotes, a colon and a comma or brace for each, add up to the whole, nothing else is there: no spaces, no
@@ -59,7 +62,7 @@ def read_fields(source: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
-def locate(source: bytes, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
+def locate(source: Source, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
     """Where each field that was read from a JSON object stands, in their order."""
     members: dict[str, Member] = {}
     start = 1
@@ -71,7 +74,7 @@ def locate(source: bytes, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member
     return members if start == len(source) and members else _search(source, fields)
 
 
-def _search(source: bytes, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
+def _search(source: Source, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
     """Where the fields stand that msgspec read, however they are written.
 
     Going through the text, they are found again one after the other. If a key is there twice, msgspec knows its last value
@@ -94,7 +97,7 @@ def _search(source: bytes, fields: Mapping[str, msgspec.Raw]) -> dict[str, Membe
     return members
 
 
-def splice(source: bytes, members: Mapping[str, Member], changes: Mapping[str, bytes | None]) -> bytes:
+def splice(source: Source, members: Mapping[str, Member], changes: Mapping[str, bytes | None]) -> bytes:
     """The object with the values of some fields replaced or (None) the fields taken out; new ones come last.
 
     `members` is what `locate` found in `source`, and something must be left. Copies the bytes once.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from fingerpost.server.request import Request
 
@@ -79,3 +81,18 @@ class Line:
 @pytest.fixture
 def new_line() -> type[Line]:
     return Line
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path) -> dict[str, str]:
+    leaf = authority.issue_cert("localhost", "127.0.0.1")
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    for number, blob in enumerate(leaf.cert_chain_pems):
+        blob.write_to_path(cert, append=number > 0)
+    leaf.private_key_pem.write_to_path(key)
+    return {"cert": str(cert), "key": str(key)}

@@ -26,21 +26,6 @@ HI = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 ADMIN = new_key()
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def tls(authority: trustme.CA, tmp_path: Path) -> dict[str, str]:
-    leaf = authority.issue_cert("localhost", "127.0.0.1")
-    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    for number, blob in enumerate(leaf.cert_chain_pems):
-        blob.write_to_path(cert, append=number > 0)
-    leaf.private_key_pem.write_to_path(key)
-    return {"cert": str(cert), "key": str(key)}
-
-
 def ask(port: int, method: str, path: str, body: Any = None, *, context: ssl.SSLContext | None = None, **headers: str) -> Any:
     host = "127.0.0.1"
     connection = http.client.HTTPSConnection(host, port, timeout=30, context=context) if context else (

@@ -25,6 +25,7 @@ from fingerpost.server import decision as switchyard
 from fingerpost.server.request import ClientGone, Request
 from fingerpost.server.sending import decision_lines, fail, id_line, limit_headers, pass_on, send_bytes, send_json
 from fingerpost.server.upkeep import Upkeep
+from fingerpost.splice import Source
 from fingerpost.upstreams.wire import fields
 
 _PLAIN = b"", b"identity"
@@ -219,7 +220,7 @@ class App:
             content = await self.upkeep.summed(content)
         send_bytes(request, 200, content, b"text/plain; version=0.0.4; charset=utf-8")
 
-    async def _body(self, request: Request, visit: Visit | None) -> bytes:
+    async def _body(self, request: Request, visit: Visit | None) -> Source:
         """The request body, refused as soon as it is known to be beyond the limits."""
         limit = self.world.config.server.max_body
         try:
@@ -230,7 +231,7 @@ class App:
             raise
         return self._whole(request, visit)
 
-    def _whole(self, request: Request, visit: Visit | None) -> bytes:
+    def _whole(self, request: Request, visit: Visit | None) -> Source:
         """The same where no more of it is to come."""
         world = self.upkeep.world
         settings = world.config.server

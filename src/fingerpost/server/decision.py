@@ -15,6 +15,7 @@ from fingerpost.chat import ChatRequest
 from fingerpost.errors import InvalidRequest
 from fingerpost.records import Decision
 from fingerpost.routes import Backend
+from fingerpost.splice import Source
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -22,7 +23,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     request: dict[str, Any]
 
 
-def read(body: bytes) -> ChatRequest:
+def read(body: Source) -> ChatRequest:
     """The request within a body, whichever format it has, as a chat request.
 
     Raises:

@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from fingerpost.errors import FingerpostError
 from fingerpost.heads import Headers, KnownHead, shared
+from fingerpost.server.filling import Filling
 from fingerpost.server.request import Request
 
 MAX_HEAD = 65_536
@@ -30,6 +31,9 @@ MAX_PIPELINED = 32
 
 MAX_UNREAD = 65_536
 """Bytes of a body that may lie about before somebody wants them."""
+
+LARGE_BODY = 262_144
+"""Bytes still to come of a body from which on it is worth reading it past the parser."""
 
 KEEP_ALIVE = 75.0
 """Seconds that an idle connection is kept: longer than clients keep theirs (5 s to 60 s), or one of theirs would now and then
@@ -163,7 +167,16 @@ class ClientConnection(asyncio.Protocol):
         if self._expects and not request.size and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._expects = False
+        if request is self._coming and request.stated - request.size >= LARGE_BODY and request.stated <= (request.limit or 0):
+            self._pass_to(Filling(self, request))
         self._read(True)
+
+    def filled(self, request: Request, body: bytearray) -> None:
+        """Takes the body of that request, and goes on with what comes after it."""
+        self._pass_to(self)
+        self._parser = self._new_parser()
+        request.parts = [body]
+        self.on_message_complete()
 
     def over(self, request: Request) -> None:
         """Goes on to the next request; what still comes of this one's body is nobody's."""
@@ -283,6 +296,13 @@ class ClientConnection(asyncio.Protocol):
             if not request.ended:
                 request.cut()
             self._state.tasks.discard(task)
+
+    def _pass_to(self, protocol: asyncio.BaseProtocol) -> None:
+        """Has another protocol take what comes. Which of its methods are called is settled when reading begins."""
+        if not self.transport.is_closing():
+            self._read(False)
+            self.transport.set_protocol(protocol)
+            self._read(True)
 
     def _read(self, more: bool) -> None:
         if self._is_reading != more and not self.transport.is_closing():

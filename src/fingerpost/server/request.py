@@ -8,6 +8,8 @@ from typing import Protocol
 
 import msgspec
 
+from fingerpost.splice import Source
+
 WITHOUT_BODY = frozenset({204, 304})
 """Statuses whose responses end with their head (RFC 9112, section 6.3)."""
 
@@ -55,7 +57,7 @@ class Request(msgspec.Struct, eq=False):
     headers: tuple[tuple[bytes, bytes], ...]
     keep_alive: bool
     encoding: bytes = b""
-    parts: list[bytes] = []
+    parts: list[Source] = []
     size: int = 0
     stated: int = 0
     whole: bool = False
@@ -89,7 +91,7 @@ class Request(msgspec.Struct, eq=False):
         if self.gone:
             raise ClientGone
 
-    def take(self) -> bytes:
+    def take(self) -> Source:
         """What has come, which is not kept."""
         parts, self.parts = self.parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)

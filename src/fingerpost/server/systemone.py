@@ -16,6 +16,7 @@ from fingerpost.errors import ConfigError, InvalidRequest
 from fingerpost.records import Verdict
 from fingerpost.router import MAX_REQUESTED_ROUTES
 from fingerpost.routes import AUTO, OTHER, Route, RouteTable
+from fingerpost.splice import Source
 
 _ROLES = frozenset(get_args(Role))
 _MEDIA: Mapping[str, Feature] = {"images": "image", "audio": "audio", "videos": "video"}
@@ -44,7 +45,7 @@ class Asked:
         return [(self.conversation, question.table) for question in self.questions]
 
 
-def read(body: bytes) -> Asked:
+def read(body: Source) -> Asked:
     """The request in a body.
 
     Raises:

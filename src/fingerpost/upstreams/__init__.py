@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from fingerpost.routes import Backend
+from fingerpost.splice import Source
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Header fields in order, names in lower case."""
@@ -20,7 +21,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     """
 
     backend: Backend
-    body: bytes
+    body: Source
     headers: Headers = ()
     path: str = "/chat/completions"
     method: str = "POST"

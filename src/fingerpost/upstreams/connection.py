@@ -8,6 +8,7 @@ from typing import Protocol
 
 from fingerpost.errors import UpstreamError
 from fingerpost.routes import Timeouts
+from fingerpost.splice import Source
 from fingerpost.upstreams import Reply, Take, openai
 from fingerpost.upstreams.watch import Watch
 from fingerpost.upstreams.wire import Incoming, NotHttp, ReplyParser
@@ -31,7 +32,7 @@ class Owner(Protocol):
     idle: float
     loop: asyncio.AbstractEventLoop
 
-    async def carry(self, head: bytes, content: bytes, deadline: float, *, new: bool) -> Reply:
+    async def carry(self, head: bytes, content: Source, deadline: float, *, new: bool) -> Reply:
         """The reply to a request on another connection, a new one."""
 
     def give_back(self, connection: Connection) -> None:
@@ -113,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._read_limit = owner.limits.read
         self._watch = Watch(owner.loop, lambda: self.fail(openai.answered_late))
 
-    async def carry(self, head: bytes, content: bytes, now: float, deadline: float) -> Reply:
+    async def carry(self, head: bytes, content: Source, now: float, deadline: float) -> Reply:
         """The reply to a request, as soon as its head is there; `deadline` is when all of it must be over.
 
         Where this connection turns out to be closed, the request goes out once more, on a new one. Raises what

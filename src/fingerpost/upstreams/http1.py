@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from fingerpost.routes import Backend
+from fingerpost.splice import Source
 from fingerpost.upstreams import Call, Reply, openai
 from fingerpost.upstreams.connection import Connection
 from fingerpost.upstreams.openai import POOL_SIZE, parse_url, tls_context
@@ -91,7 +92,7 @@ class _Pool:
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
 
-    async def carry(self, head: bytes, content: bytes, deadline: float, *, new: bool = False) -> Reply:
+    async def carry(self, head: bytes, content: Source, deadline: float, *, new: bool = False) -> Reply:
         """The reply to a request on a connection that is waited for, or on a new one; see `Connection.carry`."""
         connection = await (self.add(deadline) if new else self.take(deadline))
         return await connection.carry(head, content, self.loop.time(), deadline)

@@ -27,6 +27,7 @@ from h2.settings import SettingCodes, Settings
 
 from fingerpost.errors import UpstreamError
 from fingerpost.routes import Timeouts
+from fingerpost.splice import Source
 from fingerpost.upstreams import Headers, Reply, openai
 from fingerpost.upstreams.connection import HIGH_WATER
 from fingerpost.upstreams.stream import STREAM_WINDOW, Stream
@@ -102,7 +103,7 @@ class Connection(asyncio.Protocol):
         """Whether it takes another request."""
         return not self._retired and self.ready.done() and len(self._streams) < self._h2.remote_settings.max_concurrent_streams
 
-    async def carry(self, fields: Headers, content: bytes, deadline: float) -> Reply:
+    async def carry(self, fields: Headers, content: Source, deadline: float) -> Reply:
         """The reply to a request, as soon as its head is there; `deadline` is when all of it must be over.
 
         Call it only where there is room. Raises what `Upstream.send` does, and Unprocessed.

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from fingerpost.errors import UpstreamError
 from fingerpost.routes import Timeouts
+from fingerpost.splice import Source
 from fingerpost.upstreams import Headers, Reply, Take, openai
 from fingerpost.upstreams.connection import HIGH_WATER
 from fingerpost.upstreams.watch import Watch
@@ -37,7 +38,7 @@ class Carrier(Protocol):
 class Stream:
     """One request and its reply; as an iterator, the reply's body: whatever came since the last look, in one piece."""
 
-    def __init__(self, carrier: Carrier, number: int, content: bytes, deadline: float) -> None:
+    def __init__(self, carrier: Carrier, number: int, content: Source, deadline: float) -> None:
         self.number = number
         self.status = 0
         self.headers: Headers = ()
