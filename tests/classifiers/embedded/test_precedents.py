@@ -84,8 +84,8 @@ def test_a_route_comes_nearer_to_requests_that_share_no_word_with_it(encoder):
     before, after = plain @ requests.T, encoder.precedents.draw(plain, [False, False]) @ requests.T
 
     assert (after[0] > before[0] + 0.02).all()
-    assert (after[0] - after[1] > before[0] - before[1]).all()
+    assert (after[0] > after[1] + 0.3).all()
 
 
 def test_the_precedents_that_ship_are_small():
-    assert (ARTIFACT / "precedents.npz").stat().st_size < 2_000_000
+    assert (ARTIFACT / "precedents.npz").stat().st_size < 3_500_000
