@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import trustme
 
+from fingerpost.server.filling import LEAST, Filling
 from fingerpost.server.protocol import LARGE_BODY
+from fingerpost.server.request import Request
 from fingerpost.testing import FakeBackend, FakeReply
 
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{more}content-length: {length}\r\n\r\n"
@@ -95,11 +97,24 @@ def test_a_body_that_stops_coming_is_408(serving: Callable[..., Any], fake: Fake
     assert not fake.requests
 
 
-def test_a_length_beyond_the_limit_takes_no_memory(serving: Callable[..., Any]) -> None:
+def test_a_length_beyond_the_limit_is_refused_at_once(serving: Callable[..., Any]) -> None:
     door = serving(server={"max_body": 1_000_000})
     with closing(connect(door.port, None)) as client:
         client.sendall(HEAD.format(length=1 << 45, more="").encode() + b"{")
         assert answers(client, 1).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_length_that_is_only_stated_takes_no_memory(new_line: Any) -> None:
+    line = new_line()
+    coming = Request(line, "POST", "/", (), True, stated=20_000_000)
+    line.bring(coming, b"x" * 1000)
+    filling = Filling(line, coming)
+    rooms = []
+    while coming.size < 16_000_000:
+        rooms.append((coming.size, len(filling.get_buffer(-1))))
+        filling.buffer_updated(rooms[-1][1])
+    assert all(room <= max(3 * size, LEAST) for size, room in rooms)
+    assert len(rooms) < 10
 
 
 def test_a_large_body_is_asked_for_and_its_answer_streamed(serving: Callable[..., Any], fake: FakeBackend) -> None:
