@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from fingerpost import splice as splicing
 from fingerpost.errors import InvalidRequest
 from fingerpost.hollow import check_values
-from fingerpost.splice import MAX_FIELDS, Member, check_utf8, read_fields, splice
+from fingerpost.splice import MAX_FIELDS, Member, check_utf8, read_fields, replace, splice
 
 
 def locate(source: bytes) -> dict[str, Member]:
-    return splicing.locate(source, read_fields(source))
+    return splicing.locate(source, read_fields(source).values)
 
 
 spaces = st.text(" \t\n\r", max_size=2)
@@ -80,6 +80,10 @@ def test_changes_are_those_of_a_slow_reference_and_all_else_stays_byte_for_byte(
     found = locate(source)
     sent = splice(source, found, {"model": msgspec.json.encode(model), "fingerpost": None})
 
+    fields = read_fields(source)
+    if fields.packed and "model" in found:
+        alone = {"model": msgspec.json.encode(model)}
+        assert replace(source, fields.values, "model", alone["model"]) == splice(source, found, alone)
     assert [name for name, _ in read] == list(found)
     assert pairs_of(sent) == reference(source, changes)
     after = locate(sent)
@@ -105,6 +109,29 @@ def test_changes_are_those_of_a_slow_reference_and_all_else_stays_byte_for_byte(
 )
 def test_only_the_fields_of_the_outermost_object_are_changed(source, sent):
     assert splice(source, locate(source), {"model": b'"m"', "fingerpost": None}) == sent
+
+
+@pytest.mark.parametrize(
+    ("source", "sent"),
+    [
+        (b'{"model":"a"}', b'{"model":"m"}'),
+        (b'{"model":"a","x":{"model":"inner"}}', b'{"model":"m","x":{"model":"inner"}}'),
+        (b'{"x":"\\"model\\":\\"no\\"","model":"a"}', b'{"x":"\\"model\\":\\"no\\"","model":"m"}'),
+        (b'{"":[],"model":null,"x":"\xc3\xa4"}', b'{"":[],"model":"m","x":"\xc3\xa4"}'),
+    ],
+)
+def test_one_field_of_packed_json_is_replaced_where_it_stands(source, sent):
+    fields = read_fields(source)
+
+    assert fields.packed
+    assert replace(source, fields.values, "model", b'"m"') == sent
+    with pytest.raises(KeyError):
+        replace(source, fields.values, "absent", b"1")
+
+
+@pytest.mark.parametrize("source", [b'{"model": "a"}', b' {"model":"a"}', b'{"\\u006dodel":"a"}', b'{"m\xc3\xb6del":"a"}'])
+def test_json_is_packed_only_where_its_fields_can_be_counted(source):
+    assert not read_fields(source).packed
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from fingerpost.errors import InvalidRequest
 from fingerpost.hollow import LARGE, Hollow, hollow
 from fingerpost.once import check_messages, check_object
-from fingerpost.splice import Source, check_utf8, locate, read_fields, splice
+from fingerpost.splice import Fields, Source, check_utf8, locate, read_fields, replace, splice
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 Feature = Literal["text", "image", "audio", "video", "file", "tools", "json_schema"]
@@ -163,11 +163,11 @@ class _Body(msgspec.Struct, gc=False):
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _INT_MAX = 2**31
-_NO_FIELDS: Mapping[str, msgspec.Raw] = {}
+_NO_FIELDS = Fields({}, packed=False)
 _NOT_JSON = (msgspec.MsgspecError, TypeError, ValueError, RecursionError)
 
 
-class ChatRequest(msgspec.Struct, frozen=True, dict=True):
+class ChatRequest(msgspec.Struct, frozen=True):
     """A chat request after the door: checked, typed, with the client's body kept whole.
 
     `model` is the routing hint (`auto`, a route or a backend); `routes` are those that the request brought along, or None;
@@ -180,7 +180,7 @@ class ChatRequest(msgspec.Struct, frozen=True, dict=True):
     needs: Needs = Needs()
     routes: tuple[RequestedRoute, ...] | None = None
     source: Source | Mapping[str, Any] = b"{}"
-    _fields: Mapping[str, msgspec.Raw] = _NO_FIELDS
+    _fields: Fields = _NO_FIELDS
     _bare: Hollow | None = None
 
     @classmethod
@@ -199,7 +199,7 @@ class ChatRequest(msgspec.Struct, frozen=True, dict=True):
                 # Nothing here looks into an image.
                 body = _decode_body(source if bare is None or not bare.only_payloads else read)
                 fields = read_fields(read)
-                _check_keys(body, read, fields)
+                _check_keys(body, read, fields.values)
                 return _checked(body, source, fields, bare)
             source = _plain(source)
             return _checked(msgspec.convert(source, _Body), source)
@@ -225,20 +225,24 @@ class ChatRequest(msgspec.Struct, frozen=True, dict=True):
         """
         source, fields, bare = self.source, self._fields, self._bare
         if isinstance(source, (bytes, bytearray)):
-            if model == self.model and "model" in fields and "fingerpost" not in fields:
-                return source
-            changes: dict[str, bytes | None] = {"model": msgspec.json.encode(model)}
-            if "fingerpost" in fields:
+            values, name = fields.values, msgspec.json.encode(model)
+            if "model" in values and "fingerpost" not in values:
+                if model == self.model:
+                    return source
+                if fields.packed and bare is None:
+                    return replace(source, values, "model", name)
+            changes: dict[str, bytes | None] = {"model": name}
+            if "fingerpost" in values:
                 changes["fingerpost"] = None
-            return splice(source, locate(source, fields) if bare is None else bare.located(fields), changes)
+            return splice(source, locate(source, values) if bare is None else bare.located(values), changes)
         try:
             return msgspec.json.encode({**{key: source[key] for key in source if key != "fingerpost"}, "model": model})
         except _NOT_JSON as error:
             raise _not_json(error) from None
 
-    @cached_property
+    @property
     def conversation(self) -> Conversation:
-        """What was said. Who names a model is never asked about it, so that it is made when it is wanted."""
+        """What was said, made anew each time: who names a model is never asked about it."""
         body = self._body
         messages = tuple([_message(message) for message in body.messages])
         tools = (*(body.tools or ()), *(body.functions or ()))
@@ -253,7 +257,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def _checked(
-    body: _Body, source: Source | Mapping[str, Any], fields: Mapping[str, msgspec.Raw] = _NO_FIELDS, bare: Hollow | None = None
+    body: _Body, source: Source | Mapping[str, Any], fields: Fields = _NO_FIELDS, bare: Hollow | None = None
 ) -> ChatRequest:
     if not body.messages:
         raise InvalidRequest("messages: at least one message is needed", param="messages")

@@ -257,8 +257,8 @@ class Carrying(_Telling):
         if visit is not None:
             await visit.admit(request.needs.tokens)
             access, headers = visit.client.access, readable(headers) if visit.metered else headers
-        # The first spares a coroutine.
-        story.decision = decision = router.obey(request, access) or await router.decide(request, access)
+        found = router.look_up(request, access)  # mostly the decision, without a coroutine
+        story.decision = decision = found if isinstance(found, Decision) else await router.settle(found)
         gateway.attempts.budget.earn()
         order = Order(request, going_on(tuple(headers)), deadlines.begin(task))
         try:

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 import msgspec
 
 from fingerpost import policy
-from fingerpost.chat import ChatRequest, Conversation, RequestedRoute
+from fingerpost.chat import ChatRequest, Conversation, Needs, RequestedRoute
 from fingerpost.classifiers import Classifier, ask
 from fingerpost.errors import ClassifierError, ConfigError, FingerpostError, InvalidRequest
 from fingerpost.records import Decision, Verdict
@@ -29,6 +29,17 @@ Request = ChatRequest | Mapping[str, Any] | Sequence[Any] | str
 """What can be decided: a ChatRequest, a chat body, a list of messages, or one user message as text."""
 
 Value = TypeVar("Value")
+
+
+class Question(msgspec.Struct, frozen=True, gc=False):
+    """What the classifier has to be asked for a decision, and what the decision needs beside its answer."""
+
+    start: float
+    conversation: Conversation
+    table: RouteTable
+    key: Hashable
+    needs: Needs
+    access: Access
 
 
 class Router:
@@ -91,29 +102,36 @@ class Router:
             NothingFits: constraints leave no backend that could serve it.
             Refused: `access` leaves none.
         """
-        request = _as_request(request)
-        return self.obey(request, access) or await self._ask(request, access)
+        found = self.look_up(_as_request(request), access)
+        return found if isinstance(found, Decision) else await self.settle(found)
 
-    def obey(self, request: ChatRequest, access: Access = EVERYTHING) -> Decision | None:
-        """The decision for a request that names a route or a backend; None for one that leaves it to the router.
+    def look_up(self, request: ChatRequest, access: Access = EVERYTHING) -> Decision | Question:
+        """The decision for a request that names a route or a backend, or whose verdict is remembered; else what to `settle`.
 
         Raises what `decide` does.
         """
-        if request.model == AUTO:
-            return None
         start, table = self._clock(), self.table
         if request.routes is not None:
             table, access = self._scope(request.routes, access)
-        decision = policy.obey(table, request.needs, request.model, access)
-        return decision.timed(self._clock() - start, cached=False)
+        if request.model != AUTO:
+            decision = policy.obey(table, request.needs, request.model, access)
+            return decision.timed(self._clock() - start, cached=False)
+        conversation = request.conversation
+        key = self._key(conversation, table)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            return Question(start, conversation, table, key, request.needs, access)
+        decision = policy.choose(table, request.needs, verdict, access=access)
+        return decision.timed(self._clock() - start, cached=True)
 
-    async def _ask(self, request: ChatRequest, access: Access) -> Decision:
-        start, table = self._clock(), self.table
-        if request.routes is not None:
-            table, access = self._scope(request.routes, access)
-        verdict, why_not, cached = await self._verdict(request.conversation, table)
-        decision = policy.choose(table, request.needs, verdict, why_not, access)
-        return decision.timed(self._clock() - start, cached=cached)
+    async def settle(self, question: Question) -> Decision:
+        """The decision that the classifier has to be asked for.
+
+        Raises what `decide` does.
+        """
+        verdict, why_not = await self._ask(question.conversation, question.table, question.key)
+        decision = policy.choose(question.table, question.needs, verdict, why_not, question.access)
+        return decision.timed(self._clock() - question.start, cached=False)
 
     def _scope(self, requested: tuple[RequestedRoute, ...], access: Access) -> tuple[RouteTable, Access]:
         """The table of routes that a request brings along, and what its client may use of it."""
@@ -126,7 +144,10 @@ class Router:
         Raises:
             ClassifierError: it has no verdict.
         """
-        verdict, why_not, _ = await self._verdict(conversation, table)
+        key = self._key(conversation, table)
+        verdict, why_not = self._verdicts.get(key), ""
+        if verdict is None:
+            verdict, why_not = await self._ask(conversation, table, key)
         if verdict is None:
             raise ClassifierError(why_not)
         return verdict
@@ -202,21 +223,21 @@ class Router:
             raise failed.exceptions[0] from None
         return [results[row] for row in range(len(read))]
 
-    async def _verdict(self, conversation: Conversation, table: RouteTable) -> tuple[Verdict | None, str, bool]:
-        """The verdict or why there is none, and whether it was remembered."""
-        seen = tuple(conversation.metadata.get(key) for key in self._keyed_metadata)
-        key = (conversation.digest, table.digest, bool(conversation.tools), seen)
-        remembered = self._verdicts.get(key)
-        if remembered is not None:
-            return remembered, "", True
+    def _key(self, conversation: Conversation, table: RouteTable) -> Hashable:
+        """What a verdict is remembered by."""
+        seen = tuple([conversation.metadata.get(key) for key in self._keyed_metadata])
+        return conversation.digest, table.digest, bool(conversation.tools), seen
+
+    async def _ask(self, conversation: Conversation, table: RouteTable, key: Hashable) -> tuple[Verdict | None, str]:
+        """The classifier's verdict, remembered from now on, or why there is none."""
         start = self._clock()
         verdict, failure = await ask(self.classifier, conversation, table)
         if verdict is None:
-            return None, failure or f"{self.classifier.name} has no opinion", False
+            return None, failure or f"{self.classifier.name} has no opinion"
         verdict = msgspec.structs.replace(verdict, elapsed=self._clock() - start)
         if not verdict.provisional:
             self._verdicts.put(key, verdict)
-        return verdict, "", False
+        return verdict, ""
 
     def _table_of(self, requested: tuple[RequestedRoute, ...]) -> RouteTable:
         table = self._tables.get(requested)

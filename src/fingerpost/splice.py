@@ -29,6 +29,13 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     end: int
 
 
+class Fields(msgspec.Struct, frozen=True, gc=False):
+    """The fields of a JSON object, each value as the bytes that it is; `packed` says that nothing stands between them."""
+
+    values: dict[str, msgspec.Raw]
+    packed: bool
+
+
 def check_utf8(source: Source) -> None:
     """Raises UnicodeDecodeError for what is no UTF-8. msgspec decodes only strings that are wanted, and skips the others."""
     if source.isascii():
@@ -40,26 +47,27 @@ def check_utf8(source: Source) -> None:
     decode(b"", True)
 
 
-def read_fields(source: Source) -> dict[str, msgspec.Raw]:
-    """The fields of a JSON object, each value as the bytes that it is, without reading what is in them.
+def read_fields(source: Source) -> Fields:
+    """The fields of a JSON object, without reading what is in them.
 
-    Where those, with quotes, a colon and a comma or brace for each, add up to the whole, nothing else is there: no spaces, no
-    escapes in a name, no key twice. Else they are looked for.
+    Where the values, with quotes, a colon and a comma or brace for each, add up to the whole, nothing else is there: no spaces,
+    no escapes in a name, no key twice. Else they are looked for.
 
     Raises:
         InvalidRequest: there are more than MAX_FIELDS, or a key is there twice. Which of the two a backend takes cannot be
             known, so that what was read here and what is answered there might be two different requests.
         msgspec.MsgspecError: it is no JSON object.
     """
-    fields = _decode_fields(source)
-    if len(fields) > MAX_FIELDS:
+    values = _decode_fields(source)
+    if len(values) > MAX_FIELDS:
         raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields")
-    size = 1 + len(b"".join(fields.values()))  # a memoryview of each takes longer
-    for name in fields:
+    size = 1 + len(b"".join(values.values()))  # a memoryview of each takes longer
+    for name in values:
         size += len(name) + 4
-    if size != len(source):
-        _search(source, fields)
-    return fields
+    packed = size == len(source)
+    if not packed:
+        _search(source, values)
+    return Fields(values, packed)
 
 
 def locate(source: Source, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
@@ -95,6 +103,19 @@ def _search(source: Source, fields: Mapping[str, msgspec.Raw]) -> dict[str, Memb
         key = _KEY.match(source, at)
         raise twice(str(msgspec.json.decode(key[1])) if key else name)
     return members
+
+
+def replace(source: Source, values: Mapping[str, msgspec.Raw], name: str, new: bytes) -> bytes:
+    """What `splice` makes of packed JSON where one of its fields is replaced, in fewer steps."""
+    at = 1
+    for field, value in values.items():
+        at += len(field) + 3
+        end = at + len(memoryview(value))
+        if field == name:
+            view = memoryview(source)
+            return b"".join((view[:at], new, view[end:]))
+        at = end + 1
+    raise KeyError(name)
 
 
 def splice(source: Source, members: Mapping[str, Member], changes: Mapping[str, bytes | None]) -> bytes:
