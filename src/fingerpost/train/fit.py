@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fingerpost.classifiers.embedded.spelling import Spelling, cleaner
-from fingerpost.classifiers.embedded.text import PAD, Laid, Tokenize, as_it_is, lay_out, lay_out_route
+from fingerpost.classifiers.embedded.text import Laid, Tokenize, as_it_is, lay_out, lay_out_route
 from fingerpost.train.batches import Batch, Recipe, Row, Sources, sample_batch
-from fingerpost.train.network import Reader
+from fingerpost.train.network import IMPOSSIBLE, Reader, padded
 
-IMPOSSIBLE = -1e4
 ALIKE = 0.5
+
+GROUP = 720
+"""Tokens of the texts that attention sees together, padding counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,49 +87,44 @@ def batch_loss(
     which every reworded route must find itself.
     """
     device = next(reader.parameters()).device
-    extra = [text for _, text in [*batch.facets, *batch.reworded]]
-    vectors = route_vectors(reader, [*batch.routes, *extra], tokenize, device)
-    counts = [len(batch.routes), len(batch.facets), len(batch.reworded)]
-    routes, facets, reworded = torch.split(vectors, counts)  # type: ignore[no-untyped-call]
-    alike = (routes.detach() @ routes.detach().T) > ALIKE
-    owners = torch.tensor([place for place, _ in batch.facets], dtype=torch.long, device=device)
+    texts = [*batch.routes, *(text for _, text in [*batch.facets, *batch.reworded])]
     # Half of the rows are read as at run time, the others with what addresses the router, and slips, left in.
     laid = [
         lay_out(row.turns, tokenize, cleaner(row.names, row.names, spelling) if rng.random() < 0.5 else as_it_is)
         for row in batch.rows
     ]
-    losses, hits = [], 0
-    for places, read in read_all(reader, laid, 12, device):
-        allowed, right = _targets([batch.rows[i] for i in places], alike)
-        scores = reader.scores(read, routes, facets, owners).masked_fill(~allowed, IMPOSSIBLE)
-        logits = torch.cat([scores, reader.none_scores(read, allowed.sum(1))[:, None]], 1)
-        losses.append(logits.logsumexp(1) - logits.masked_fill(~right, IMPOSSIBLE).logsumexp(1))
-        hits += int(right.gather(1, logits.argmax(1, keepdim=True)).sum())
-    loss = torch.cat(losses).mean()
+    vectors = read_all(reader, [*(lay_out_route(text, tokenize) for text in texts), *laid])
+    counts = [len(batch.routes), len(batch.facets), len(batch.reworded), len(batch.rows)]
+    routes, facets, reworded, rows = vectors.split(counts)
+    alike = (routes.detach() @ routes.detach().T) > ALIKE
+    owners = torch.tensor([place for place, _ in batch.facets], dtype=torch.long, device=device)
+    allowed, right = _targets(batch.rows, alike)
+    scores = reader.scores(rows, routes, facets, owners).masked_fill(~allowed, IMPOSSIBLE)
+    logits = torch.cat([scores, reader.none_scores(rows, allowed.sum(1))[:, None]], 1)
+    loss = (logits.logsumexp(1) - logits.masked_fill(~right, IMPOSSIBLE).logsumexp(1)).mean()
     if batch.reworded:
         loss = loss + rewording * _rewording_loss(batch, routes, reworded, alike)
-    return loss, hits / len(batch.rows)
+    hits = right.gather(1, logits.detach().argmax(1, keepdim=True)).sum()
+    return loss, int(hits) / len(batch.rows)
 
 
-def read_all(reader: Reader, laid: Sequence[Laid], size: int, device: torch.device) -> list[tuple[list[int], Tensor]]:
-    """All texts read in batches of similar length, each batch with the places of its texts."""
-    order = sorted(range(len(laid)), key=lambda place: len(laid[place].ids))
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
-    return [(places, reader.read(*_padded([laid[place] for place in places], device))) for places in batches]
+def read_all(reader: Reader, laid: Sequence[Laid]) -> Tensor:
+    """The vectors of all texts in their order; the encoder works in bfloat16 where the device is made for it."""
+    device = next(reader.parameters()).device
+    groups: list[list[int]] = []
+    for place in sorted(range(len(laid)), key=lambda place: -len(laid[place].ids)):
+        if not groups or (len(groups[-1]) + 1) * len(laid[groups[-1][0]].ids) > GROUP:
+            groups.append([])
+        groups[-1].append(place)
+    with torch.autocast(device.type, torch.bfloat16, enabled=_in_halves(device)):
+        read = reader.read([padded([laid[place] for place in places], device) for places in groups])
+    places = torch.tensor([place for group in groups for place in group], device=device)
+    return torch.cat(read)[places.argsort()]
 
 
-def route_vectors(reader: Reader, texts: Sequence[str], tokenize: Tokenize, device: torch.device) -> Tensor:
-    """The vectors of route texts, in their order."""
-    read = read_all(reader, [lay_out_route(text, tokenize) for text in texts], 48, device)
-    places = torch.tensor([place for where, _ in read for place in where], device=device)
-    return torch.cat([one for _, one in read])[places.argsort()]
-
-
-def _padded(laid: Sequence[Laid], device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(len(one.ids) for one in laid)
-    ids = [[*one.ids, *[PAD] * (longest - len(one.ids))] for one in laid]
-    segments = [[*one.segments, *[0] * (longest - len(one.ids))] for one in laid]
-    return torch.tensor(ids, device=device), torch.tensor(segments, device=device)
+def _in_halves(device: torch.device) -> bool:
+    # Without AMX a CPU takes longer for bfloat16 than for single precision.
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _targets(rows: Sequence[Row], alike: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
@@ -10,9 +11,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fingerpost.classifiers.embedded.encoder import Array
-from fingerpost.classifiers.embedded.text import MARK_WORDS, PAD
+from fingerpost.classifiers.embedded.text import MARK_WORDS, PAD, Laid
 
 WIDTH, HEADS, LAYERS, INNER = 384, 12, 6, 1536
+
+IMPOSSIBLE = -1e4
+"""The score of what must not be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Texts of similar length, padded: token ids and segments, both rows x length."""
+
+    ids: Tensor
+    segments: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Which tokens are there, rows x length."""
+        return self.ids != PAD
+
+
+def padded(laid: Sequence[Laid], device: torch.device) -> Group:
+    """Laid-out texts as a group."""
+    longest = max(len(one.ids) for one in laid)
+    ids = [[*one.ids, *[PAD] * (longest - len(one.ids))] for one in laid]
+    segments = [[*one.segments, *[0] * (longest - len(one.ids))] for one in laid]
+    return Group(torch.tensor(ids, device=device), torch.tensor(segments, device=device))
 
 
 class Layer(nn.Module):
@@ -27,11 +52,10 @@ class Layer(nn.Module):
         self.outer = nn.Linear(INNER, WIDTH)
         self.outer_norm = nn.LayerNorm(WIDTH, eps=1e-12)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        rows, length, _ = x.shape
-        q, k, v = self.qkv(x).view(rows, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        mixed = self.attended(mixed.transpose(1, 2).reshape(rows, length, WIDTH))
+    def forward(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """The next vectors of all groups' tokens (tokens x width): only attention has to know where a text ends."""
+        parts = self.qkv(x).split([mask.numel() for mask in masks])
+        mixed = self.attended(torch.cat([_attend(part, mask) for part, mask in zip(parts, masks, strict=True)]))
         x = self.attended_norm(x + mixed)
         fed: Tensor = self.outer(F.gelu(self.inner(x)))
         return self.outer_norm(x + fed)  # type: ignore[no-any-return]
@@ -48,13 +72,27 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
 
-    def forward(self, ids: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
-        mask = ids != PAD
-        positions = torch.arange(ids.shape[1], device=ids.device)
+    def forward(self, groups: Sequence[Group]) -> list[Tensor]:
+        """For each group the vectors of its tokens, rows x length x width."""
+        # All groups go through each matrix together: large products are quick, and the gradient of the words is made once.
+        masks = [group.mask for group in groups]
+        ids = torch.cat([group.ids.flatten() for group in groups])
+        segments = torch.cat([group.segments.flatten() for group in groups])
+        positions = torch.cat([torch.arange(mask.shape[1], device=ids.device).repeat(len(mask)) for mask in masks])
         x = self.norm(self.words(ids) + self.positions(positions) + self.segments(segments))
         for layer in self.layers:
-            x = layer(x, mask)
-        return x, mask
+            x = layer(x, masks)
+        parts = x.split([mask.numel() for mask in masks])
+        return [part.view(*mask.shape, WIDTH) for part, mask in zip(parts, masks, strict=True)]
+
+
+def _attend(qkv: Tensor, mask: Tensor) -> Tensor:
+    rows, length = mask.shape
+    q, k, v = qkv.view(rows, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+    # Written out: in bfloat16 on CPUs, torch's own attention takes several times as long backwards.
+    scores = (q @ k.transpose(-1, -2)) * (WIDTH // HEADS) ** -0.5
+    mixed: Tensor = scores.masked_fill(~mask[:, None, None, :], IMPOSSIBLE).softmax(-1).to(v.dtype) @ v
+    return mixed.transpose(1, 2).reshape(-1, WIDTH)
 
 
 class Reader(nn.Module):
@@ -72,11 +110,13 @@ class Reader(nn.Module):
             self.none.weight.zero_()
             self.none.bias.fill_(6.0)
 
-    def read(self, ids: Tensor, segments: Tensor) -> Tensor:
-        """Pooled vectors of laid-out texts (padded with `PAD`): means in which some words count more than others."""
-        hidden, mask = self.encoder(ids, segments)
-        weight = self.weigh(hidden).masked_fill(~mask.unsqueeze(-1), -torch.inf).softmax(1)
-        return F.normalize((hidden * weight).sum(1), dim=-1)
+    def read(self, groups: Sequence[Group]) -> list[Tensor]:
+        """Each group's pooled vectors (rows x width, single precision): means in which some words count more than others."""
+        pooled = []
+        for hidden, group in zip(self.encoder(groups), groups, strict=True):
+            weight = self.weigh(hidden).masked_fill(~group.mask.unsqueeze(-1), -torch.inf).softmax(1)
+            pooled.append(F.normalize((hidden * weight).sum(1).float(), dim=-1))
+        return pooled
 
     def scores(self, conversations: Tensor, routes: Tensor, facets: Tensor, owners: Tensor) -> Tensor:
         """Scores of every conversation for every route, conversations x routes.

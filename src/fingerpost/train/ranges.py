@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fingerpost.classifiers.embedded.text import Clean, Laid, Tokenize, lay_out, lay_out_route, route_text
 from fingerpost.train.data import RouteSet
 from fingerpost.train.graph import Ranges
-from fingerpost.train.network import Reader
+from fingerpost.train.network import Reader, padded
 
 CONVERSATIONS, ROUTES = 8, 4
 """How many of each a route set gives to look at; a set as large as the SGD's counts as many sets."""
@@ -52,7 +52,7 @@ def ranges_of(reader: Reader, laid: Sequence[Laid]) -> Ranges:
     watches = [part.register_forward_pre_hook(watch(name)) for name, part in matrices]
     device = next(reader.parameters()).device
     for one in laid:
-        reader.encoder(torch.tensor([one.ids], device=device), torch.tensor([one.segments], device=device))
+        reader.encoder([padded([one], device)])
     for handle in watches:
         handle.remove()
     return {name: (np.array(least.cpu()), np.array(greatest.cpu())) for name, (least, greatest) in found.items()}
