@@ -163,7 +163,7 @@ class _Body(msgspec.Struct, gc=False):
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _INT_MAX = 2**31
-_NO_FIELDS = Fields({}, packed=False)
+_NO_FIELDS = Fields({})
 _NOT_JSON = (msgspec.MsgspecError, TypeError, ValueError, RecursionError)
 
 
@@ -229,12 +229,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
             if "model" in values and "fingerpost" not in values:
                 if model == self.model:
                     return source
-                if fields.packed and bare is None:
-                    return replace(source, values, "model", name)
+                if bare is None:
+                    return replace(source, fields, "model", name)
             changes: dict[str, bytes | None] = {"model": name}
             if "fingerpost" in values:
                 changes["fingerpost"] = None
-            return splice(source, locate(source, values) if bare is None else bare.located(values), changes)
+            return splice(source, locate(fields) if bare is None else bare.located(fields), changes)
         try:
             return msgspec.json.encode({**{key: source[key] for key in source if key != "fingerpost"}, "model": model})
         except _NOT_JSON as error:

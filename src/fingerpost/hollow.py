@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import msgspec
 
 from fingerpost.errors import InvalidRequest
-from fingerpost.splice import Member, Source, locate
+from fingerpost.splice import Fields, Member, Source, locate
 
 LARGE = 1_000_000
 """Bytes of a body from which on looking for long texts pays."""
@@ -33,10 +32,10 @@ class Hollow(msgspec.Struct, frozen=True):
     holes: tuple[tuple[int, int], ...] = ()
     only_payloads: bool = False
 
-    def located(self, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
+    def located(self, fields: Fields) -> dict[str, Member]:
         """Where the fields that were read from `source` stand in the whole JSON."""
         restored = self._restored
-        members = locate(self.source, fields).items()
+        members = locate(fields).items()
         return {name: Member(restored(m.start), restored(m.value), restored(m.end)) for name, m in members}
 
     def _restored(self, at: int) -> int:

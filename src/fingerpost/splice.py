@@ -30,10 +30,13 @@ class Member(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fields(msgspec.Struct, frozen=True, gc=False):
-    """The fields of a JSON object, each value as the bytes that it is; `packed` says that nothing stands between them."""
+    """The fields of a JSON object, each value as the bytes that it is, and where they stand.
+
+    Packed JSON, in which nothing is but fields, has no `members`: they can be counted when they are wanted.
+    """
 
     values: dict[str, msgspec.Raw]
-    packed: bool
+    members: dict[str, Member] | None = None
 
 
 def check_utf8(source: Source) -> None:
@@ -64,22 +67,21 @@ def read_fields(source: Source) -> Fields:
     size = 1 + len(b"".join(values.values()))  # a memoryview of each takes longer
     for name in values:
         size += len(name) + 4
-    packed = size == len(source)
-    if not packed:
-        _search(source, values)
-    return Fields(values, packed)
+    return Fields(values) if size == len(source) else Fields(values, _search(source, values))
 
 
-def locate(source: Source, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
-    """Where each field that was read from a JSON object stands, in their order."""
+def locate(fields: Fields) -> dict[str, Member]:
+    """Where each field stands, in their order."""
+    if fields.members is not None:
+        return fields.members
     members: dict[str, Member] = {}
     start = 1
-    for name, value in fields.items():
+    for name, value in fields.values.items():
         at = start + len(name) + 3
         end = at + len(memoryview(value))
         members[name] = Member(start, at, end)
         start = end + 1
-    return members if start == len(source) and members else _search(source, fields)
+    return members
 
 
 def _search(source: Source, fields: Mapping[str, msgspec.Raw]) -> dict[str, Member]:
@@ -105,23 +107,27 @@ def _search(source: Source, fields: Mapping[str, msgspec.Raw]) -> dict[str, Memb
     return members
 
 
-def replace(source: Source, values: Mapping[str, msgspec.Raw], name: str, new: bytes) -> bytes:
-    """What `splice` makes of packed JSON where one of its fields is replaced, in fewer steps."""
-    at = 1
-    for field, value in values.items():
-        at += len(field) + 3
-        end = at + len(memoryview(value))
-        if field == name:
-            view = memoryview(source)
-            return b"".join((view[:at], new, view[end:]))
-        at = end + 1
-    raise KeyError(name)
+def replace(source: Source, fields: Fields, name: str, value: bytes) -> bytes:
+    """What `splice` makes of a change of one field that is there, in fewer steps."""
+    if fields.members is not None:
+        member = fields.members[name]
+        start, end = member.value, member.end
+    else:
+        start = 1
+        for field, old in fields.values.items():
+            start += len(field) + 3
+            if field == name:
+                break
+            start += len(memoryview(old)) + 1
+        end = start + len(memoryview(fields.values[name]))
+    view = memoryview(source)
+    return b"".join((view[:start], value, view[end:]))
 
 
 def splice(source: Source, members: Mapping[str, Member], changes: Mapping[str, bytes | None]) -> bytes:
     """The object with the values of some fields replaced or (None) the fields taken out; new ones come last.
 
-    `members` is what `locate` found in `source`, and something must be left. Copies the bytes once.
+    `members` is what `locate` says of `source`, and something must be left. Copies the bytes once.
     """
     order = list(members.values())
     edits: list[tuple[int, int, bytes]] = []

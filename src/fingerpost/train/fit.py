@@ -111,15 +111,26 @@ def batch_loss(
 def read_all(reader: Reader, laid: Sequence[Laid]) -> Tensor:
     """The vectors of all texts in their order; the encoder works in bfloat16 where the device is made for it."""
     device = next(reader.parameters()).device
-    groups: list[list[int]] = []
-    for place in sorted(range(len(laid)), key=lambda place: -len(laid[place].ids)):
-        if not groups or (len(groups[-1]) + 1) * len(laid[groups[-1][0]].ids) > GROUP:
-            groups.append([])
-        groups[-1].append(place)
+    groups = _grouped(laid)
     with torch.autocast(device.type, torch.bfloat16, enabled=_in_halves(device)):
-        read = reader.read([padded([laid[place] for place in places], device) for places in groups])
-    places = torch.tensor([place for group in groups for place in group], device=device)
-    return torch.cat(read)[places.argsort()]
+        read = reader.read([padded([laid[place] for place in places], *shape, device) for places, shape in groups])
+    places = torch.tensor([place for group, _ in groups for place in group], device=device)
+    vectors = torch.cat([part[: len(group)] for part, (group, _) in zip(read, groups, strict=True)])
+    return vectors[places.argsort()]
+
+
+def _grouped(laid: Sequence[Laid]) -> list[tuple[list[int], tuple[int, int]]]:
+    """The places of texts that attention sees together, and the shape (rows, length) to which they are padded.
+
+    There are few shapes: for each new one a CPU's kernels are made anew, which takes longer than a few tokens more.
+    """
+    groups: list[tuple[list[int], tuple[int, int]]] = []
+    for place in sorted(range(len(laid)), key=lambda place: -len(laid[place].ids)):
+        if not groups or len(groups[-1][0]) == groups[-1][1][0]:
+            length = math.ceil(len(laid[place].ids) / 8) * 8
+            groups.append(([], (GROUP // length, length)))
+        groups[-1][0].append(place)
+    return groups
 
 
 def _in_halves(device: torch.device) -> bool:

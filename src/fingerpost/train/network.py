@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fingerpost.classifiers.embedded.encoder import Array
-from fingerpost.classifiers.embedded.text import MARK_WORDS, PAD, Laid
+from fingerpost.classifiers.embedded.text import CLS, MARK_WORDS, PAD, Laid
 
 WIDTH, HEADS, LAYERS, INNER = 384, 12, 6, 1536
 
 IMPOSSIBLE = -1e4
 """The score of what must not be chosen."""
+
+
+MULTIPLE = 1024
+"""In training, tokens are filled up to a multiple of this: for each new number of them a CPU's kernels are made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,13 @@ class Group:
         return self.ids != PAD
 
 
-def padded(laid: Sequence[Laid], device: torch.device) -> Group:
-    """Laid-out texts as a group."""
-    longest = max(len(one.ids) for one in laid)
-    ids = [[*one.ids, *[PAD] * (longest - len(one.ids))] for one in laid]
-    segments = [[*one.segments, *[0] * (longest - len(one.ids))] for one in laid]
+def padded(laid: Sequence[Laid], rows: int, length: int, device: torch.device) -> Group:
+    """Laid-out texts as a group of this shape; rows that are left over hold a text of no words."""
+    ids = [[*one.ids, *[PAD] * (length - len(one.ids))] for one in laid]
+    segments = [[*one.segments, *[0] * (length - len(one.ids))] for one in laid]
+    empty = rows - len(laid)
+    ids += [[CLS, *[PAD] * (length - 1)]] * empty
+    segments += [[0] * length] * empty
     return Group(torch.tensor(ids, device=device), torch.tensor(segments, device=device))
 
 
@@ -54,8 +60,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """The next vectors of all groups' tokens (tokens x width): only attention has to know where a text ends."""
-        parts = self.qkv(x).split([mask.numel() for mask in masks])
-        mixed = self.attended(torch.cat([_attend(part, mask) for part, mask in zip(parts, masks, strict=True)]))
+        *parts, rest = self.qkv(x).split(_sizes(masks, len(x)))
+        seen = [_attend(part, mask) for part, mask in zip(parts, masks, strict=True)]
+        mixed = self.attended(torch.cat([*seen, rest[:, :WIDTH]]))
         x = self.attended_norm(x + mixed)
         fed: Tensor = self.outer(F.gelu(self.inner(x)))
         return self.outer_norm(x + fed)  # type: ignore[no-any-return]
@@ -72,18 +79,25 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
 
-    def forward(self, groups: Sequence[Group]) -> list[Tensor]:
-        """For each group the vectors of its tokens, rows x length x width."""
+    def forward(self, groups: Sequence[Group], multiple: int = 1) -> list[Tensor]:
+        """For each group the vectors of its tokens, rows x length x width; with others they are a `multiple` of tokens."""
         # All groups go through each matrix together: large products are quick, and the gradient of the words is made once.
         masks = [group.mask for group in groups]
         ids = torch.cat([group.ids.flatten() for group in groups])
         segments = torch.cat([group.segments.flatten() for group in groups])
         positions = torch.cat([torch.arange(mask.shape[1], device=ids.device).repeat(len(mask)) for mask in masks])
         x = self.norm(self.words(ids) + self.positions(positions) + self.segments(segments))
+        x = F.pad(x, (0, 0, 0, -len(x) % multiple))
         for layer in self.layers:
             x = layer(x, masks)
-        parts = x.split([mask.numel() for mask in masks])
+        parts = x.split(_sizes(masks, len(x)))[:-1]
         return [part.view(*mask.shape, WIDTH) for part, mask in zip(parts, masks, strict=True)]
+
+
+def _sizes(masks: Sequence[Tensor], tokens: int) -> list[int]:
+    """How many of the tokens are each group's, and how many nobody's."""
+    sizes = [mask.numel() for mask in masks]
+    return [*sizes, tokens - sum(sizes)]
 
 
 def _attend(qkv: Tensor, mask: Tensor) -> Tensor:
@@ -113,7 +127,7 @@ class Reader(nn.Module):
     def read(self, groups: Sequence[Group]) -> list[Tensor]:
         """Each group's pooled vectors (rows x width, single precision): means in which some words count more than others."""
         pooled = []
-        for hidden, group in zip(self.encoder(groups), groups, strict=True):
+        for hidden, group in zip(self.encoder(groups, MULTIPLE), groups, strict=True):
             weight = self.weigh(hidden).masked_fill(~group.mask.unsqueeze(-1), -torch.inf).softmax(1)
             pooled.append(F.normalize((hidden * weight).sum(1).float(), dim=-1))
         return pooled

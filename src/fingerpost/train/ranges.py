@@ -52,7 +52,7 @@ def ranges_of(reader: Reader, laid: Sequence[Laid]) -> Ranges:
     watches = [part.register_forward_pre_hook(watch(name)) for name, part in matrices]
     device = next(reader.parameters()).device
     for one in laid:
-        reader.encoder([padded([one], device)])
+        reader.encoder([padded([one], 1, len(one.ids), device)])
     for handle in watches:
         handle.remove()
     return {name: (np.array(least.cpu()), np.array(greatest.cpu())) for name, (least, greatest) in found.items()}
