@@ -273,7 +273,8 @@ def test_the_default_file_has_the_notebooks_routes_word_for_word(default, name, 
     (route,) = [route for route in default.config.routes if route.name == name]
     models = {backend.name: backend.model for backend in default.config.backends}
 
-    assert (route.description, route.examples, models[route.backends[0]]) == (description, [], model)
+    examples = ["Look at this photo and describe it."] if name == "image_understanding" else []
+    assert (route.description, route.examples, models[route.backends[0]]) == (description, examples, model)
 
 
 def test_the_default_file_has_nothing_more_and_no_warning(default):

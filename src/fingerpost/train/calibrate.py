@@ -147,8 +147,7 @@ def _taught_cases(encoder: Encoder, sets: Sequence[RouteSet], start: Calibration
             mine = np.flatnonzero(labels == route).tolist()
             seen += rng.sample(mine, min(count, len(mine)))
         matcher = read_routes(encoder, wordings, start)
-        places, by_description = labels[seen].tolist(), matcher.scores(vectors[seen])
-        lesson = teach(vectors[seen], places, by_description, start, matcher.sharpness, spelled[seen], matcher.nameless)
+        lesson = teach(matcher, vectors[seen], labels[seen].tolist(), spelled[seen])
         rest = np.setdiff1d(np.arange(len(labels)), seen)
         scores = taught_scores(matcher.scores(vectors[rest]), vectors[rest], spelled[rest], lesson)
         scores *= np.float32(lesson.sharpness)
@@ -178,9 +177,7 @@ def _easy_taught_case(encoder: Encoder, sgd: RouteSet, start: Calibration, rng: 
     spelled, asked_spelled = (letters([one.said for one in part]) for part in laid)
     matcher = read_routes(encoder, wordings, start)
     places = [place for _, place in seen]
-    lesson = teach(
-        examples.vectors, places, matcher.scores(examples.vectors), start, matcher.sharpness, spelled, matcher.nameless
-    )
+    lesson = teach(matcher, examples.vectors, places, spelled)
     scores = taught_scores(matcher.scores(asked.vectors), asked.vectors, asked_spelled, lesson)
     scores *= np.float32(lesson.sharpness)
     known = taught_features(asked.vectors, asked.none, lesson, len(wordings))

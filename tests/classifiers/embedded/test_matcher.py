@@ -47,13 +47,13 @@ def matcher_of(routes, facets=None, owners=(), calibration=CALIBRATION, nameless
         facets=np.empty((0, WIDTH), np.float32) if facets is None else facets,
         owners=np.array(owners, np.intp),
         nameless=nameless,
+        usual=np.zeros(WIDTH, np.float32),
         calibration=calibration,
     )
 
 
 def taught(matcher, vectors, labels) -> Matcher:
-    lesson = teach(vectors, labels, matcher.scores(vectors), matcher.calibration, matcher.sharpness)
-    return replace(matcher, lesson=lesson)
+    return replace(matcher, lesson=teach(matcher, vectors, labels))
 
 
 def none_of(vectors) -> np.ndarray:
@@ -236,8 +236,7 @@ def test_a_strong_pull_keeps_to_the_descriptions():
 def test_few_examples_count_for_less_beside_descriptions_and_many_hardly():
     def share_left(count):
         vectors, labels = np.concatenate([near(axes(4)[0], count), near(axes(5)[0], count, seed=1)]), [0] * count + [1] * count
-        scores = matcher_of(axes(0, 1)).scores(vectors)
-        described, bare = (teach(vectors, labels, scores, CALIBRATION, 1.0, None, nameless) for nameless in (0.0, 1.0))
+        described, bare = (teach(matcher_of(axes(0, 1), nameless=nameless), vectors, labels) for nameless in (0.0, 1.0))
         return np.linalg.norm(described.weights) / np.linalg.norm(bare.weights)
 
     assert share_left(2) < 0.7
@@ -253,6 +252,17 @@ def test_a_route_without_examples_keeps_what_its_description_says():
     assert not learned.lesson.weights[2].any()
     assert learned.lesson.bias[2] == 0
     assert taught_scores(matcher.scores(axes(2)), axes(2), None, learned.lesson)[0].argmax() == 2
+
+
+def test_what_all_requests_have_in_common_draws_none_to_the_routes_with_examples():
+    common = 2 * axes(7)
+    usual = unit(common + axes(4) + axes(5) + axes(6))[0]
+    matcher = replace(matcher_of(unit(axes(0, 1, 2) + common)), usual=usual)
+
+    learned = taught(matcher, unit(near(axes(0)[0], 5) + common), [0] * 5)
+
+    for asked in (unit(axes(1) + common), unit(axes(2) + common)):
+        assert shares(learned, asked)[0] == pytest.approx(shares(matcher, asked)[0], abs=0.05)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
@@ -298,7 +308,7 @@ SPELLED = np.eye(2, 3, dtype=np.float32)
 def spelled(labels, letters, routes=2) -> Matcher:
     """A table whose examples all have the same vector and differ in their letters only."""
     matcher, vectors = matcher_of(axes(*range(routes))), axes(*[4] * len(labels))
-    lesson = teach(vectors, labels, matcher.scores(vectors), CALIBRATION, matcher.sharpness, letters)
+    lesson = teach(matcher, vectors, labels, letters)
     return replace(matcher, lesson=lesson)
 
 
@@ -372,9 +382,9 @@ calibration = Calibration(20.0, (0.0, 0.0, 0.0), 1.0, (8.0, 0.0, 0.0), (8.0, 0.0
 routes = unit(generator.normal(size=(150, 384)))
 labels = np.repeat(np.arange(150), 10)
 vectors = unit(routes[labels] + generator.normal(0, 0.05, (1500, 384)))
-matcher = Matcher(tuple(map(str, range(150))), routes, routes[:0], np.empty(0, np.intp), 0.0, calibration)
+matcher = Matcher(tuple(map(str, range(150))), routes, routes[:0], np.empty(0, np.intp), 0.0, routes[0], calibration)
 start = time.process_time()
-lesson = teach(vectors, labels.tolist(), matcher.scores(vectors), calibration, 1.0)
+lesson = teach(matcher, vectors, labels.tolist())
 print(time.process_time() - start)
 """
 

@@ -155,8 +155,7 @@ class Embedded:
         laid = [lay_out([Turn("user", example)], self._encoder.tokenize, mend) for _, example in examples]
         seen = self._encoder.encode_many(laid).vectors
         places, spelled = [place for place, _ in examples], letters([one.said for one in laid])
-        lesson = teach(seen, places, matcher.scores(seen), calibration, matcher.sharpness, spelled, matcher.nameless)
-        return replace(matcher, lesson=lesson)
+        return replace(matcher, lesson=teach(matcher, seen, places, spelled))
 
 
 def cores() -> int:

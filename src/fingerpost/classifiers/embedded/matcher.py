@@ -33,6 +33,9 @@ DESCRIBED = 100.0
 """How much more strongly the correction is drawn to zero where routes have descriptions, shared among a route's examples and
 two more: few examples say less than a description, and many say more."""
 
+PARTIAL = 60.0
+"""How much more strongly it is drawn to zero the larger the share of routes that have no examples: nothing answers for them."""
+
 BOLDNESS = 16
 """How much longer than the safe step the first one of the regression is."""
 
@@ -70,8 +73,8 @@ class Calibration:
 class Lesson:
     """What examples taught: a linear correction of the scores, how sharp the sum is, and the examples themselves.
 
-    `share` is the share of the routes that have examples; `examples` are their vectors, `letters` (None where wording is not
-    compared) their runs of letters, `labels` the routes they belong to.
+    `share` is the share of the routes that have examples, `heard` how much those decide over none-of-these; `examples` are
+    their vectors, `letters` (None where wording is not compared) their runs of letters, `labels` the routes they belong to.
     """
 
     middle: Array
@@ -82,17 +85,22 @@ class Lesson:
     letters: Array | None
     labels: npt.NDArray[np.intp]
     share: float
+    heard: float
 
 
 @dataclass(frozen=True)
 class Matcher:
-    """The routes of one table as vectors (routes x width), with further texts (`facets`) and the routes that own them."""
+    """The routes of one table as vectors (routes x width), with further texts (`facets`) and the routes that own them.
+
+    `usual` (width) is what users ask on average, of any product.
+    """
 
     names: tuple[str, ...]
     routes: Array
     facets: Array
     owners: npt.NDArray[np.intp]
     nameless: float
+    usual: Array
     calibration: Calibration
     lesson: Lesson | None = field(default=None)
 
@@ -121,16 +129,14 @@ class Matcher:
 
         `letters` are those of the latest turns; without them, likeness in wording to the examples does not count.
         """
-        scores = self.scores(vectors)
-        sharpness = np.float32(self.sharpness)
+        lesson, scores = self.lesson, self.scores(vectors)
+        sharpness = np.float32(self.sharpness if lesson is None else lesson.sharpness)
         other = (self.calibration.slope * none + self._none) * sharpness
-        lesson = self.lesson
-        if lesson is None:
-            scores = scores * sharpness
-        else:
-            scores = taught_scores(scores, vectors, letters, lesson) * np.float32(lesson.sharpness)
+        if lesson is not None:
+            scores = taught_scores(scores, vectors, letters, lesson)
             taught = taught_features(vectors, none, lesson, len(self.names)) @ self.calibration.taught_none
-            other = lesson.share * taught + (1 - lesson.share) * other
+            other = lesson.heard * taught + (1 - lesson.heard) * other
+        scores = scores * sharpness
         return np.concatenate([scores, other[:, None].astype(np.float32)], 1)
 
     def probabilities(self, vectors: Array, none: Array, letters: Array | None = None) -> Array:
@@ -175,39 +181,42 @@ def _wording(letters: Array, examples: Array, labels: npt.NDArray[np.intp], rout
     return added
 
 
-def teach(
-    vectors: Array,
-    labels: Sequence[int],
-    scores: Array,
-    calibration: Calibration,
-    sharpness: float,
-    letters: Array | None = None,
-    nameless: float = 1.0,
-) -> Lesson:
-    """What examples (rows x width, the routes they belong to, their scores by description, their runs of letters) teach.
+def teach(matcher: Matcher, vectors: Array, labels: Sequence[int], letters: Array | None = None) -> Lesson:
+    """What examples (rows x width, the routes they belong to, their runs of letters) teach.
 
     The sharpness is the one that suits examples which a correction fitted on the other half of them has not seen; with few
-    examples it stays near the given one, which suits the descriptions, and where routes lack examples it is never above that.
-    `nameless` is the share of routes without a description: examples have to say more there, and less where there is one.
+    examples it stays near the matcher's, which suits the descriptions, and where routes lack examples it is never above that.
     """
-    targets = np.asarray(labels)
-    share = len(set(targets.tolist())) / scores.shape[1]
-    # Where routes lack examples, nothing holds back those that have some: only text like theirs may move (no centre, no bias),
-    # and up to half as far.
-    whole, pull = share == 1, calibration.pull * (2 - share) * (1 + (1 - nameless) * _trust(targets))
-    middle = vectors.mean(0) if whole else np.zeros_like(vectors[0])
-    inputs = (vectors - middle) * np.float32(SPREAD)
-    weights, bias = _fit(inputs, targets, scores, pull, whole)
+    targets, scores = np.asarray(labels), matcher.scores(vectors)
+    absent = np.setdiff1d(np.arange(scores.shape[1]), targets)
+    share = 1 - len(absent) / scores.shape[1]
+    trust = 1 + (1 - matcher.nameless) * _trust(targets)
+    pull = matcher.calibration.pull * (trust + PARTIAL * (1 - share))
+    # Routes without examples are stood in for by what they say, and only what sets a request apart from others may move one:
+    # else every request would be drawn to the routes that have examples, since all requests have much in common.
+    whole = share == 1
+    middle = vectors.mean(0) if whole else matcher.usual
+    stand_ins = matcher.routes[absent]
+
+    def fit(rows: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+        inputs = (np.concatenate([vectors[rows], stand_ins]) - middle) * np.float32(SPREAD)
+        known = np.concatenate([scores[rows], matcher.scores(stand_ins)])
+        weights, bias = _fit(inputs, np.concatenate([targets[rows], absent]), known, pull, whole)
+        weights[absent] = 0
+        return weights, bias
+
+    weights, bias = fit(np.ones(len(targets), bool))
     half = _halves(targets)
     held = np.empty_like(scores)
     for part in (0, 1):
-        seen, unseen = half != part, half == part
-        part_weights, part_bias = _fit(inputs[seen], targets[seen], scores[seen], pull, whole)
-        held[unseen] = scores[unseen] + inputs[unseen] @ part_weights.T + part_bias
+        unseen = half == part
+        part_weights, part_bias = fit(~unseen)
+        held[unseen] = scores[unseen] + (vectors[unseen] - middle) * np.float32(SPREAD) @ part_weights.T + part_bias
         if letters is not None:
-            held[unseen] += _wording(letters[unseen], letters[seen], targets[seen], scores.shape[1], share)
-    found = _best_sharpness(held, targets, sharpness)
-    return Lesson(middle, weights, bias, found if whole else min(found, sharpness), vectors, letters, targets, share)
+            held[unseen] += _wording(letters[unseen], letters[~unseen], targets[~unseen], scores.shape[1], share)
+    found = _best_sharpness(held, targets, matcher.sharpness)
+    sharpness = found if whole else min(found, matcher.sharpness)
+    return Lesson(middle, weights, bias, sharpness, vectors, letters, targets, share, share**2 / trust)
 
 
 def _fit(inputs: Array, targets: npt.NDArray[np.intp], scores: Array, pull: float, biased: bool) -> tuple[Array, Array]:

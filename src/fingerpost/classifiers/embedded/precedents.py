@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ FOCUS = 60.0
 """How much more a likeness of one weighs than one of zero, as the exponent of e: few precedents decide."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Precedents:
     """Known routes (rows) by what they say and what was asked of them, as coordinates in a `basis` (width x dimensions)."""
 
@@ -43,6 +44,12 @@ class Precedents:
         step = np.float32(max(np.abs(self.texts).max(), np.abs(self.asked).max()) / 127)
         texts, asked = (np.rint(rows / step).astype(np.int8) for rows in (self.texts, self.asked))
         np.savez(path, basis=self.basis.astype(np.float16), texts=texts, asked=asked, step=step)
+
+    @cached_property
+    def usual(self) -> Array:
+        """What users ask on average (width)."""
+        mean: Array = units(self.asked @ self.basis.T).mean(0)
+        return mean
 
     def draw(self, vectors: Array, bare: Sequence[bool]) -> Array:
         """Unit vectors of route texts (rows x width), drawn towards what is probably asked of such a route.

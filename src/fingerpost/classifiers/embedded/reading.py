@@ -37,6 +37,7 @@ def read_routes(encoder: Encoder, wordings: Sequence[tuple[str, str]], calibrati
         facets=vectors[len(wordings) :],
         owners=np.array([place for place, _, _ in listed], np.intp),
         nameless=sum(bare) / max(len(wordings), 1),
+        usual=encoder.precedents.usual,
         calibration=calibration,
     )
 
