@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fingerpost.classifiers.embedded.matcher import (
+    SPREAD,
     WHOLE,
     Calibration,
     Matcher,
@@ -44,7 +45,7 @@ def matcher_of(routes, facets=None, owners=(), calibration=CALIBRATION, nameless
     return Matcher(
         names=tuple(f"r{place}" for place in range(len(routes))),
         routes=routes,
-        facets=np.empty((0, WIDTH), np.float32) if facets is None else facets,
+        facets=np.empty((0, routes.shape[1]), np.float32) if facets is None else facets,
         owners=np.array(owners, np.intp),
         nameless=nameless,
         usual=np.zeros(WIDTH, np.float32),
@@ -360,6 +361,25 @@ def test_likeness_is_that_to_the_nearest_example():
     seen = taught_features(unit(axes(4) + axes(6)), np.array([3.0], np.float32), lesson, 20)[0]
 
     assert seen == pytest.approx([1, 3, np.sqrt(0.5), np.log(2)], abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_correction_is_near_the_best_one_however_far_its_first_steps_go(seed):
+    generator = np.random.default_rng(seed)
+    texts = unit(generator.normal(size=(12, 16)))
+    labels = np.repeat(np.arange(12), 4)
+    directions = unit(texts[labels] + generator.normal(0, 0.3, (48, 16)) + generator.normal(size=16) * 0.3)
+    matcher = matcher_of(unit(texts + generator.normal(0, 0.3, (12, 16))), nameless=1.0)
+
+    def slope(vectors, lesson):
+        shares = softmax(taught_scores(matcher.scores(vectors), vectors, None, lesson))
+        error = (shares - np.eye(12)[labels]) / len(labels)
+        return np.linalg.norm(error.T @ ((vectors - lesson.middle) * SPREAD) + CALIBRATION.pull / 12 * lesson.weights)
+
+    for length in np.linspace(0.3, 6, 40, dtype=np.float32):
+        lesson = teach(matcher, length * directions, labels.tolist())
+        untaught = replace(lesson, weights=0 * lesson.weights, bias=0 * lesson.bias)
+        assert slope(length * directions, lesson) < 0.05 * slope(length * directions, untaught)
 
 
 def test_teaching_is_repeatable():

@@ -36,11 +36,12 @@ two more: few examples say less than a description, and many say more."""
 PARTIAL = 60.0
 """How much more strongly it is drawn to zero the larger the share of routes that have no examples: nothing answers for them."""
 
-BOLDNESS = 16
+BOLDNESS = 8
 """How much longer than the safe step the first one of the regression is."""
 
-ENOUGH = 0.01
-"""The regression ends with a step that lowers the loss by less than this share of it."""
+ENOUGH, ENOUGH_STEPS = 0.01, 4
+"""The regression ends when so many steps, one after the other, have each lowered the loss by less than this share of it: one
+alone may be small because it was too long."""
 
 _MOST_STEPS = 80
 _SHARPNESSES = np.exp(np.linspace(-1.2, 0.8, 41)).astype(np.float32)
@@ -234,14 +235,15 @@ def _fit(inputs: Array, targets: npt.NDArray[np.intp], scores: Array, pull: floa
     # A route without examples keeps what its description says.
     free = (counts > 0).astype(np.float32)[:, None]
     weights, bias = np.zeros((routes, inputs.shape[1]), np.float32), np.zeros(routes, np.float32)
-    ahead, bias_ahead, momentum, before = weights, bias, 1.0, np.inf
+    ahead, bias_ahead, momentum, before, short = weights, bias, 1.0, np.inf, 0
     for _ in range(_MOST_STEPS if rows else 0):
         shares = softmax(scores + inputs @ ahead.T + bias_ahead)
         loss = -float(np.log(shares[wanted > 0] + 1e-9) @ share[:, 0]) + float(shrink) / 2 * float(np.vdot(ahead, ahead))
         if loss > before and rate > safe:
             rate, ahead, bias_ahead, momentum, before = max(rate / 2, safe), weights, bias, 1.0, np.inf
             continue
-        if 0 <= before - loss < ENOUGH * loss:
+        short = short + 1 if 0 <= before - loss < ENOUGH * loss else 0
+        if short == ENOUGH_STEPS:
             break
         before, error = loss, (shares - wanted) * share
         new = ahead - rate * free * (error.T @ inputs + shrink * ahead)
