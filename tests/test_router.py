@@ -476,6 +476,16 @@ def test_a_table_whose_other_has_no_backend_is_refused_at_once():
 # Without an event loop
 
 
+async def test_what_is_believed_of_another_table_is_remembered():
+    router, classifier = router_of(HARD)
+    conversation, table = ChatRequest.from_messages("hi").conversation, RouteTable(TABLE.routes[:2], TABLE.backends)
+
+    first, second = await router.believe(conversation, table), await router.believe(conversation, table)
+
+    assert first == second
+    assert len(classifier.seen) == 1
+
+
 @pytest.fixture
 def sync_router():
     router, classifier = router_of(HARD)
