@@ -297,6 +297,16 @@ async def test_the_same_conversation_is_classified_once():
     assert (second.route, second.source, second.reason, len(classifier.seen)) == ("hard", "scripted", first.reason, 1)
 
 
+async def test_what_is_believed_of_another_table_is_remembered():
+    router, classifier = router_of(HARD)
+    conversation, table = ChatRequest.from_messages("hi").conversation, RouteTable(TABLE.routes[:2], TABLE.backends)
+
+    first, second = await router.believe(conversation, table), await router.believe(conversation, table)
+
+    assert first == second
+    assert len(classifier.seen) == 1
+
+
 async def test_constraints_are_applied_to_a_remembered_verdict_too():
     tiny = Backend("tiny", "t", "http://t", context=50)
     routes = (Route("hard", "Hard.", backends=("tiny",)), Route(OTHER, backends=("small",)))
@@ -474,16 +484,6 @@ def test_a_table_whose_other_has_no_backend_is_refused_at_once():
 
 
 # Without an event loop
-
-
-async def test_what_is_believed_of_another_table_is_remembered():
-    router, classifier = router_of(HARD)
-    conversation, table = ChatRequest.from_messages("hi").conversation, RouteTable(TABLE.routes[:2], TABLE.backends)
-
-    first, second = await router.believe(conversation, table), await router.believe(conversation, table)
-
-    assert first == second
-    assert len(classifier.seen) == 1
 
 
 @pytest.fixture
