@@ -231,10 +231,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
                     return source
                 if bare is None:
                     return replace(source, fields, "model", name)
-            changes: dict[str, bytes | None] = {"model": name}
-            if "fingerpost" in values:
-                changes["fingerpost"] = None
-            return splice(source, locate(fields) if bare is None else bare.located(fields), changes)
+            members = locate(fields) if bare is None else bare.located(fields)
+            return splice(source, members, {"model": name, "fingerpost": None})
         try:
             return msgspec.json.encode({**{key: source[key] for key in source if key != "fingerpost"}, "model": model})
         except _NOT_JSON as error:
