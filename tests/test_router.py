@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -17,7 +18,7 @@ from fingerpost.classifiers.rules import Rule, Rules
 from fingerpost.errors import ClassifierError, ConfigError, InvalidRequest, NothingFits, UnknownModel
 from fingerpost.records import Verdict
 from fingerpost.router import MAX_REQUESTED_EXAMPLES, MAX_REQUESTED_ROUTES, Router
-from fingerpost.routes import OTHER, Backend, Route, RouteTable
+from fingerpost.routes import EVERYTHING, OTHER, Access, Backend, Route, RouteTable
 from fingerpost.testing import ScriptedClassifier
 
 SMALL, BIG = Backend("small", "s", "http://s"), Backend("big", "b", "http://b")
@@ -353,6 +354,37 @@ async def test_at_most_the_given_number_of_verdicts_is_remembered_and_the_oldest
     assert (await router.decide("three")).cached
     assert not (await router.decide("two")).cached
     assert len(classifier.seen) == 4
+
+
+async def test_what_a_remembered_verdict_comes_to_depends_on_what_is_needed_and_allowed_now():
+    tight = replace(BIG, context=1_000)
+    router = Router(RouteTable(TABLE.routes, {"small": SMALL, "big": tight}), ScriptedClassifier(HARD))
+    short, long = ChatRequest.from_messages("hi"), ChatRequest.from_messages("hi", max_tokens=2_000)
+    without_big = Access(backends=frozenset({"small"}))
+
+    for request, access, backends in [
+        (short, EVERYTHING, (tight, SMALL)),
+        (short, EVERYTHING, (tight, SMALL)),
+        (long, EVERYTHING, (SMALL,)),
+        (short, without_big, (SMALL,)),
+        (short, EVERYTHING, (tight, SMALL)),
+    ]:
+        decision = await router.decide(request, access)
+        assert (decision.route, decision.backends) == ("hard", backends)
+    assert decision.cached
+
+
+async def test_a_router_that_takes_verdicts_over_chooses_by_its_own_table():
+    first, _ = router_of(HARD)
+    for _ in range(2):
+        assert (await first.decide("hi")).route == "hard"
+    strict = tuple(replace(route, threshold=0.95) if route.name == "hard" else route for route in TABLE.routes)
+    second = Router(RouteTable(strict, TABLE.backends), ScriptedClassifier())
+    second.remember(first)
+
+    decision = await second.decide("hi")
+
+    assert (decision.route, decision.cached) == (OTHER, True)
 
 
 async def test_a_cache_of_size_zero_remembers_nothing():

@@ -6,10 +6,8 @@ import argparse
 import json
 import os
 import resource
-import statistics
-import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +34,9 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a thousand streams are three thousand sockets
     os.sched_setaffinity(0, cores()[1])  # the load, and whatever else is started here without a core of its own
     extras = _extras(options, folder)
-    decisions = [_decision_us() for _ in range(2 * options.ready)]
     findings = Findings()
     for findings in measure(_plan(options, peers, folder)):
         _write(options, machine, findings, extras)  # so that a run which is broken off has told what it found
-    decisions += [_decision_us() for _ in range(2 * options.ready)]
-    if decisions:
-        extras["decision_us"] = statistics.median(decisions)
     print(_write(options, machine, findings, extras))
     return 0
 
@@ -54,7 +48,7 @@ def say(line: str) -> None:
 
 def _write(options: argparse.Namespace, machine: dict[str, str], findings: Findings, extras: dict[str, Any]) -> str:
     """Writes all files; the report."""
-    goals = check(findings.cells, extras)
+    goals = check(findings, extras)
     results = {"machine": machine, "options": vars(options) | {"out": str(options.out)}, **asdict(findings), **extras}
     results["goals"] = [asdict(goal) | {"reached": goal.reached} for goal in goals]
     text = report.about(machine, goals, findings.cells, findings.memory)
@@ -66,9 +60,10 @@ def _write(options: argparse.Namespace, machine: dict[str, str], findings: Findi
 
 def _plan(options: argparse.Namespace, peers: list[str], folder: Path) -> Plan:
     cases = tuple(CASES[name] for name in options.cases)
-    if not options.quick:
-        return Plan(tuple(peers), cases, folder, options.rounds, options.seconds, options.connections, options.plain, say)
-    return Plan(tuple(peers), cases, folder, 2, 1.0, (16,), options.plain, say)
+    plan = Plan(tuple(peers), cases, folder, plain=options.plain, alone=options.ready, say=say)
+    if options.quick:
+        return replace(plan, rounds=2, seconds=1.0, connections=(16,))
+    return replace(plan, rounds=options.rounds, seconds=options.seconds, connections=options.connections)
 
 
 def _extras(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -83,12 +78,6 @@ def _extras(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.soak:
         found["soak"] = lifetime.soak(folder, options.soak, say, plain=options.plain)
     return found
-
-
-def _decision_us() -> float:
-    process = subprocess.Popen([sys.executable, "-m", "bench.speed.decision"], stdout=subprocess.PIPE, text=True)
-    os.sched_setaffinity(process.pid, cores()[0])
-    return float(process.communicate()[0])
 
 
 def _parse() -> argparse.ArgumentParser:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bench.speed.cases import CHUNKS
-from bench.speed.measure import Cell
-
-CONNECTIONS = 16
-"""Where goals about CPU time are read."""
+from bench.speed.measure import CONNECTIONS, Findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +35,11 @@ class Goal:
         return f"{word}: {self.what}: {figures[0]} (goal {sign} {figures[1]} {self.unit})"
 
 
-def check(cells: Sequence[Cell], extras: Mapping[str, Any]) -> list[Goal]:
-    """All goals; `extras` holds `decision_us`, `ready_s`, `soak` and `streams` as far as they were measured."""
-    cost = {(cell.subject, cell.case): cell.cpu_us for cell in cells if cell.connections == CONNECTIONS and not cell.void}
+def check(findings: Findings, extras: Mapping[str, Any]) -> list[Goal]:
+    """All goals; `extras` holds `ready_s`, `soak` and `streams` as far as they were measured."""
+    told = (cell for cell in findings.cells if cell.connections == CONNECTIONS and not cell.void)
+    cost = {(cell.subject, cell.case): cell.cpu_us for cell in told}
+    decision = statistics.median(findings.decisions_us) if findings.decisions_us else None
 
     def of(subject: str, case: str, factor: float = 1.0) -> float | None:
         found = cost.get((subject, case))
@@ -57,7 +57,7 @@ def check(cells: Sequence[Cell], extras: Mapping[str, Any]) -> list[Goal]:
         Goal("image of 10 MB, beside twice Envoy", of("envoy", "10mb", 2.0), of("fingerpost", "10mb"), "us CPU"),
         Goal(
             "a new conversation for auto, beside a named backend and the classifier alone and 60 us",
-            more(pinned, extras.get("decision_us"), 60.0),
+            more(pinned, decision, 60.0),
             of("fingerpost-auto", "small"),
             "us CPU",
         ),

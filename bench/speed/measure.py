@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -21,6 +24,9 @@ from bench.speed.processes import Running, cores, free_port, running
 
 DIRECT = "direct"
 """The client at the upstream, nothing between: what latency is compared with."""
+
+CONNECTIONS = 16
+"""Where goals about CPU time are read."""
 
 STARTING = 90.0
 """Seconds that a gateway gets to answer its first request; each kind of request after it gets a tenth of that."""
@@ -82,7 +88,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured; `connections` limits those of the cases; `plain`: without nginx and wrk."""
+    """What is measured; `connections` limits those of the cases; `plain`: no nginx and wrk; `alone`: the classifier, too."""
 
     peers: tuple[str, ...]
     cases: tuple[Case, ...]
@@ -91,15 +97,17 @@ class Plan:
     seconds: float = 2.0
     connections: tuple[int, ...] = (1, 16, 256)
     plain: bool = False
+    alone: bool = False
     say: Callable[[str], None] = print
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a run has found."""
+    """What a run has found; `decisions_us` is the CPU time that the classifier alone takes for a new small conversation."""
 
     cells: list[Cell] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    decisions_us: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,13 @@ def enter_peer(stack: ExitStack, peer: Peer, folder: Path, upstream_port: int) -
     for name, text in peer.files(port, upstream_port).items():
         (own / name).write_text(text, encoding="utf-8")
     return stack.enter_context(running(peer.command(port, upstream_port, own), port, own / "output.log", cores()[0]))
+
+
+def decision_us() -> float:
+    """The CPU time of the classifier alone, on the server's core, where every server waits meanwhile."""
+    process = subprocess.Popen([sys.executable, "-m", "bench.speed.decision"], stdout=subprocess.PIPE, text=True)
+    os.sched_setaffinity(process.pid, cores()[0])
+    return float(process.communicate()[0])
 
 
 def verify(
@@ -189,6 +204,8 @@ class _Bench:
                     self._plan.say(f"{subject.name}, {case.title}: {why}")
                 samples.setdefault((subject.name, case.name, connections), []).append(sample)
                 self._plan.say(_line(round_, subject, case, connections, sample))
+                if self._plan.alone and subject.fresh and (case.name, connections) == ("small", CONNECTIONS):
+                    findings.decisions_us.append(decision_us())
         for name, size in before.items():
             findings.memory.append(Memory(name, self._kind, size, self._servers[name].rss_mb()))
         for case, connections, subject in self._steps(cases):

@@ -8,8 +8,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from bench.speed.cases import CASES, CHUNKS
-from bench.speed.goals import CONNECTIONS, Goal
-from bench.speed.measure import DIRECT, Cell, Memory
+from bench.speed.goals import Goal
+from bench.speed.measure import CONNECTIONS, DIRECT, Cell, Memory
 
 _COLUMNS = ("x Envoy", "x switchyard", "requests/s per core", "requests/s", "added p50 ms", "added p99 ms")
 

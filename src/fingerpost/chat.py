@@ -47,7 +47,7 @@ MAX_METADATA = 1000
 """Entries of a request's metadata; OpenAI takes 16."""
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
+class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One turn: who spoke, its texts, and the media that came with it, one entry for each payload.
 
     `texts` has one entry for each text part, or one for a plain string; `in_parts` says which of the two it was.

@@ -42,6 +42,29 @@ class Question(msgspec.Struct, frozen=True, gc=False):
     access: Access
 
 
+class _Choice(msgspec.Struct, frozen=True, gc=False):
+    """A decision, and what the policy made it of beside the verdict."""
+
+    table: RouteTable
+    needs: Needs
+    access: Access
+    decision: Decision
+
+
+class _Remembered(msgspec.Struct, gc=False):
+    """A verdict, and what the policy chose by it the last time: it is pure, so the same again for the same."""
+
+    verdict: Verdict
+    last: _Choice | None = None
+
+    def choose(self, table: RouteTable, needs: Needs, access: Access) -> Decision:
+        """What `policy.choose` says of the verdict."""
+        last = self.last
+        if last is None or last.table is not table or last.access is not access or last.needs != needs:
+            last = self.last = _Choice(table, needs, access, policy.choose(table, needs, self.verdict, access=access))
+        return last.decision
+
+
 class Router:
     """Decides where requests go.
 
@@ -63,7 +86,7 @@ class Router:
         self.table = table
         self.classifier = classifier
         self._keyed_metadata = tuple(keyed_metadata)
-        self._verdicts: _Cache[Verdict] = _Cache(cache_size)
+        self._remembered: _Cache[_Remembered] = _Cache(cache_size)
         self._tables: _Cache[RouteTable] = _Cache(min(cache_size, 256))
         self._clock = clock
         self._thread: _LoopThread | None = None
@@ -88,8 +111,10 @@ class Router:
         await self.classifier.prepare(self.table)
 
     def remember(self, other: Router) -> None:
-        """Shares the verdicts that another router remembers; it must have the same classifier. Tables are told apart."""
-        self._verdicts = other._verdicts
+        """Takes over the verdicts that another router remembers; it must have the same classifier. Tables are told apart."""
+        # Not what was chosen by them: that would keep tables of long ago.
+        for key, remembered in other._remembered.items():
+            self._remembered.put(key, _Remembered(remembered.verdict))
 
     async def decide(self, request: Request, access: Access = EVERYTHING) -> Decision:
         """The decision for a request: a ChatRequest, a chat body, a list of messages, or one user message as text.
@@ -118,10 +143,10 @@ class Router:
             return decision.timed(self._clock() - start, cached=False)
         conversation = request.conversation
         key = self._key(conversation, table)
-        verdict = self._verdicts.get(key)
-        if verdict is None:
+        remembered = self._remembered.get(key)
+        if remembered is None:
             return Question(start, conversation, table, key, request.needs, access)
-        decision = policy.choose(table, request.needs, verdict, access=access)
+        decision = remembered.choose(table, request.needs, access)
         return decision.timed(self._clock() - start, cached=True)
 
     async def settle(self, question: Question) -> Decision:
@@ -145,9 +170,10 @@ class Router:
             ClassifierError: it has no verdict.
         """
         key = self._key(conversation, table)
-        verdict, why_not = self._verdicts.get(key), ""
-        if verdict is None:
-            verdict, why_not = await self._ask(conversation, table, key)
+        remembered = self._remembered.get(key)
+        if remembered is not None:
+            return remembered.verdict
+        verdict, why_not = await self._ask(conversation, table, key)
         if verdict is None:
             raise ClassifierError(why_not)
         return verdict
@@ -225,8 +251,9 @@ class Router:
 
     def _key(self, conversation: Conversation, table: RouteTable) -> Hashable:
         """What a verdict is remembered by."""
-        seen = tuple([conversation.metadata.get(key) for key in self._keyed_metadata])
-        return conversation.digest, table.digest, bool(conversation.tools), seen
+        keyed, metadata = self._keyed_metadata, conversation.metadata
+        seen = tuple([metadata.get(key) for key in keyed]) if keyed else ()
+        return conversation.digest, table.digest, seen
 
     async def _ask(self, conversation: Conversation, table: RouteTable, key: Hashable) -> tuple[Verdict | None, str]:
         """The classifier's verdict, remembered from now on, or why there is none."""
@@ -236,7 +263,7 @@ class Router:
             return None, failure or f"{self.classifier.name} has no opinion"
         verdict = msgspec.structs.replace(verdict, elapsed=self._clock() - start)
         if not verdict.provisional:
-            self._verdicts.put(key, verdict)
+            self._remembered.put(key, _Remembered(verdict))
         return verdict, ""
 
     def _table_of(self, requested: tuple[RequestedRoute, ...]) -> RouteTable:
@@ -311,6 +338,11 @@ class _Cache(Generic[Value]):
             self._values[key] = value
             if len(self._values) > self._size:
                 self._values.popitem(last=False)
+
+    def items(self) -> list[tuple[Hashable, Value]]:
+        """All of them, the one that was used last at the end."""
+        with self._lock:
+            return list(self._values.items())
 
 
 class _LoopThread:

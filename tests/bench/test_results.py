@@ -5,7 +5,7 @@ from bench.speed import report
 from bench.speed.goals import Goal, check
 from bench.speed.lifetime import slope
 from bench.speed.load import Load, read_wrk
-from bench.speed.measure import Cell, Memory, Sample, summary
+from bench.speed.measure import Cell, Findings, Memory, Sample, summary
 
 
 def cell(subject: str, case: str, cpu_us: float, connections: int = 16, **more) -> Cell:
@@ -66,8 +66,8 @@ def test_the_slope_of_memory_leaves_the_first_fifth_out() -> None:
 
 
 def test_goals_are_reached_missed_or_not_measured() -> None:
-    extras = {"decision_us": 2900.0, "streams": {"asked": 1000, "right": 999}, "ready_s": {"median": 0.8}}
-    marks = [goal.reached for goal in check(CELLS, extras)]
+    extras = {"streams": {"asked": 1000, "right": 999}, "ready_s": {"median": 0.8}}
+    marks = [goal.reached for goal in check(Findings(CELLS, decisions_us=[2900.0, 2910.0, 900.0]), extras)]
     assert marks == [False, True, True, None, True, False, None, False, True]
 
 
@@ -78,11 +78,11 @@ def test_a_goal_says_what_it_is() -> None:
 
 
 def test_without_cells_no_goal_is_taken_for_reached() -> None:
-    assert {goal.reached for goal in check([], {})} == {None}
+    assert {goal.reached for goal in check(Findings(), {})} == {None}
 
 
 def test_the_tables_have_ratios_and_say_what_is_void() -> None:
-    text = report.about({"CPU": "x"}, check(CELLS, {}), CELLS, [Memory("envoy", "small", 60.0, 64.4)])
+    text = report.about({"CPU": "x"}, check(Findings(CELLS), {}), CELLS, [Memory("envoy", "small", 60.0, 64.4)])
     assert "| fingerpost | 90 | 95 | 1.12 | 0.45 | 11,111 | 500 | 0.00 | 0.00 |" in text
     assert "| litellm | void | - |" in text
     assert "- void: litellm, small chat: 3 errors in 9 requests at 16 connections" in text
