@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import sys
 from dataclasses import asdict
@@ -36,9 +37,9 @@ WRITTEN = Path("train/data")
 KEPT = 0.9
 """How much of the trained weights ships; the rest are MiniLM's own, which read bare names better (train/LOG.md)."""
 
-FRESH = 0.8
-"""How much of the weights trained here counts where training started from an artifact; the rest are those it started from. The
-mean of both is better than either (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models")."""
+FRESH = 0.5
+"""How much of the weights trained here counts beside those of another artifact, from which training started or which is given
+for this. The mean is better than either (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" and "Model soups")."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,8 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     plan, recipe = Plan(steps=options.steps, rate=options.rate), Recipe()
     tokenizer, reader = _start(device, plan.seed)
     published = {name: value.clone() for name, value in reader.encoder.state_dict().items()}
-    stages = _go_on(reader, options.start) if options.start else []
-    began = {name: value.clone() for name, value in reader.state_dict().items()}
+    stages = _take(reader, options.start) if options.start else []
+    other, others_stages = copy.deepcopy(reader), stages
+    if options.mean:
+        other = _start(device, plan.seed)[1]
+        others_stages = _take(other, options.mean)
     sources = Sources(
         data.load_sgd(options.data / "sgd"),
         data.load_snips(options.data / "train/snips_train.jsonl"),
@@ -69,8 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         return ids
 
     reader = fit(reader, sources, tokenize, spelling, plan, recipe, work)
-    if options.start:
-        reader.load_state_dict({name: began[name].lerp(value, FRESH) for name, value in reader.state_dict().items()})
+    if options.start or options.mean:
+        theirs = other.state_dict()
+        reader.load_state_dict({name: theirs[name].lerp(value, FRESH) for name, value in reader.state_dict().items()})
     trained = reader.encoder.state_dict()
     reader.encoder.load_state_dict({name: published[name].lerp(trained[name], KEPT) for name in trained})
     about = {
@@ -80,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         "recipe": asdict(recipe),
         "stages": [*stages, {"sets": len(sources.written), "steps": plan.steps}],
         "kept": KEPT,
-        **({"fresh": FRESH} if options.start else {}),
+        **({"fresh": FRESH, "other": others_stages} if options.start or options.mean else {}),
     }
     seen = typical([sources.sgd, *sources.written], tokenize, spelling.mend)
     export_encoder(reader, tokenizer, words, seen, work / "artifact", about)
@@ -116,7 +121,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--written", type=Path, default=WRITTEN, metavar="DIR", help="the written route sets (%(default)s)")
     parser.add_argument("--steps", type=int, default=Plan().steps, help="training steps (%(default)s)")
     parser.add_argument("--rate", type=float, default=Plan().rate, help="the peak learning rate (%(default)s)")
-    parser.add_argument("--start", type=Path, metavar="DIR", help="go on from this artifact instead of MiniLM's own weights")
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--start", type=Path, metavar="DIR", help="go on from this artifact instead of MiniLM's own weights")
+    others.add_argument("--mean", type=Path, metavar="DIR", help="make the mean of what is trained and this artifact")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -135,11 +142,11 @@ def _start(device: torch.device, seed: int) -> tuple[Tokenizer, Reader]:
     return tokenizer, pretrained(str(weights), tokenizer.get_vocab()).to(device)
 
 
-def _go_on(reader: Reader, artifact: Path) -> list[dict[str, Any]]:
+def _take(reader: Reader, artifact: Path) -> list[dict[str, Any]]:
     """Gives a Reader that starts from MiniLM an artifact's weights; returns the stages in which they were trained."""
     settings = read_settings(artifact)
     if settings is None:
-        raise SystemExit(f"--start: {artifact} holds no artifact (artifact.json is missing)")
+        raise SystemExit(f"{artifact} holds no artifact (artifact.json is missing)")
     shipped(reader, weights_of(onnx.load(str(artifact / "encoder.onnx"))), settings["kept"], settings["calibration"]["scale"])
     stages: list[dict[str, Any]] = settings["stages"]
     return stages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fingerpost.classifiers.embedded.text import HISTORY_TOKENS, LATEST_TOKENS
@@ -35,7 +35,7 @@ weighted, and how much sharper scores are made after it (`PLAINER`), was chosen 
 |---|---|---|---|---|---|---|
 """
 
-_FRESH = "Of the trained weights, {:.0%} are the last stage's and the rest those it began with. "
+_FRESH = "Of the trained weights, {share:.0%} are the last stage's, and the rest those of an artifact trained for {stages}. "
 
 _TAIL = """
 ## Limits
@@ -55,14 +55,18 @@ def model_card(settings: Mapping[str, Any]) -> str:
         sha256=settings["base"]["sha256"],
         data=settings["data_sha256"],
         seed=settings["plan"]["seed"],
-        stages=", then ".join(f"{stage['steps']} steps on {stage['sets']} written sets" for stage in settings["stages"]),
-        fresh=_FRESH.format(settings["fresh"]) if "fresh" in settings else "",
+        stages=_told(settings["stages"]),
+        fresh=_FRESH.format(share=settings["fresh"], stages=_told(settings["other"])) if "fresh" in settings else "",
         kept=settings["kept"],
         latest=LATEST_TOKENS,
         half=LATEST_TOKENS // 2,
         history=HISTORY_TOKENS,
     )
     return head + "".join(_line(name, board) for name, board in settings["figures"].items()) + _TAIL
+
+
+def _told(stages: Sequence[Mapping[str, int]]) -> str:
+    return ", then ".join(f"{stage['steps']} steps on {stage['sets']} written sets" for stage in stages)
 
 
 def _line(name: str, board: Mapping[str, float]) -> str:

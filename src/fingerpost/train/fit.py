@@ -29,7 +29,7 @@ GROUP = 720
 class Plan:
     """How long and how fast to train."""
 
-    steps: int = 1100
+    steps: int = 3400
     rate: float = 1e-4
     fresh_rate: float = 7e-4
     average: float = 0.99

@@ -22,7 +22,7 @@ from fingerpost.classifiers.embedded.matcher import (
 )
 
 CALIBRATION = Calibration(
-    scale=20.0, sharpness=(0.0, 0.0, 0.0), slope=1.0, none=(8.0, 0.0, 0.0), taught_none=(8.0, 0.0, 0.0, 0.0), pull=0.03
+    scale=20.0, sharpness=(0.0, 0.0, 0.0), slope=1.0, none=(8.0, 0.0, 0.0), taught_none=(8.0, 0.0, 0.0, 0.0, 0.0), pull=0.03
 )
 WIDTH = 8
 
@@ -203,6 +203,14 @@ def test_bare_names_may_make_none_of_these_likelier():
 # Examples
 
 
+def examples(count, seed=0) -> np.ndarray:
+    return np.concatenate([near(axes(0)[0], count, seed), near(axes(1)[0], count, seed + 1)])
+
+
+def labels(count) -> list[int]:
+    return [0] * count + [1] * count
+
+
 def test_examples_raise_the_probability_of_their_route_for_similar_text():
     matcher = matcher_of(axes(0, 1))
     similar = near(axes(4)[0], 5, seed=9)
@@ -348,7 +356,7 @@ def test_without_letters_wording_does_not_count():
 
 
 def test_examples_and_none_of_these_go_together():
-    matcher = matcher_of(axes(0, 1), calibration=replace(CALIBRATION, taught_none=(8.0, 1.0, -4.0, 0.0)))
+    matcher = matcher_of(axes(0, 1), calibration=replace(CALIBRATION, taught_none=(8.0, 1.0, -4.0, 0.0, 0.0)))
     learned = taught(matcher, np.concatenate([near(axes(0)[0], 5), near(axes(1)[0], 5, seed=1)]), [0] * 5 + [1] * 5)
 
     assert shares(learned, axes(6))[0].argmax() == 2
@@ -360,7 +368,32 @@ def test_likeness_is_that_to_the_nearest_example():
 
     seen = taught_features(unit(axes(4) + axes(6)), np.array([3.0], np.float32), lesson, 20)[0]
 
-    assert seen == pytest.approx([1, 3, np.sqrt(0.5), np.log(2)], abs=1e-5)
+    assert seen == pytest.approx([1, 3, np.sqrt(0.5), np.log(2), lesson.expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_is_expected_of_a_request_is_about_what_examples_score_that_were_not_learned_from(count):
+    alike = unit(axes(0, 1) + 0.2 * axes(4))
+    clear, vague = (
+        taught(matcher_of(alike if close else axes(2, 3)), examples(count), labels(count)) for close in (True, False)
+    )
+    others = examples(50, seed=90)
+
+    for matcher in (clear, vague):
+        scores = taught_scores(matcher.scores(others), others, None, matcher.lesson) * matcher.lesson.sharpness
+        assert matcher.lesson.expected == pytest.approx(scores.max(1).mean(), rel=0.35, abs=1)
+    assert clear.lesson.expected > 3 * vague.lesson.expected
+
+
+def test_beside_names_the_more_is_expected_the_less_an_unlike_request_is_taken_for_a_route():
+    demanding = replace(CALIBRATION, taught_none=(0.0, 0.0, 0.0, 0.0, 0.8))
+    clear = taught(matcher_of(axes(0, 1), calibration=demanding, nameless=1.0), examples(5), labels(5))
+    plain = replace(clear, lesson=replace(clear.lesson, expected=0.0))
+    doubtful = unit(axes(0) + 1.5 * axes(6))
+
+    assert shares(plain, doubtful)[0].argmax() == 0
+    assert shares(clear, doubtful)[0].argmax() == 2
+    assert shares(clear, axes(0))[0].argmax() == 0
 
 
 @pytest.mark.parametrize("seed", range(8))

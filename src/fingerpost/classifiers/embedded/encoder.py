@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float32]
 ARTIFACT = Path(__file__).with_name("artifact")
 """The trained model that ships in the package."""
 
-FORMAT = 4
+FORMAT = 5
 """The artifact format that this code reads."""
 
 BATCH = 160

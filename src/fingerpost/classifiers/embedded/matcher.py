@@ -53,7 +53,8 @@ class Calibration:
 
     With x = (1, log(routes / 10), share of routes without a description), scores are multiplied by exp(sharpness . x); the
     score of none-of-these is slope * learned + none . x. In tables with examples that score is taught_none . (1, learned,
-    likeness to the nearest example, log(routes / 10)); `pull` is how strongly the examples' correction is drawn to zero.
+    likeness to the nearest example, log(routes / 10), what the lesson expects); `pull` is how strongly the examples'
+    correction is drawn to zero.
     """
 
     scale: float
@@ -74,14 +75,17 @@ class Calibration:
 class Lesson:
     """What examples taught: a linear correction of the scores, how sharp the sum is, and the examples themselves.
 
-    `share` is the share of the routes that have examples, `heard` how much those decide over none-of-these; `examples` are
-    their vectors, `letters` (None where wording is not compared) their runs of letters, `labels` the routes they belong to.
+    `expected` is the mean best score, in logits, of examples that the correction had not seen: what a request for a route may
+    be expected to have. `share` is the share of the routes that have examples, `heard` how much those decide over
+    none-of-these; `examples` are their vectors, `letters` (None where wording is not compared) their runs of letters,
+    `labels` the routes they belong to.
     """
 
     middle: Array
     weights: Array
     bias: Array
     sharpness: float
+    expected: float
     examples: Array
     letters: Array | None
     labels: npt.NDArray[np.intp]
@@ -151,10 +155,10 @@ def features(routes: int, nameless: float) -> Array:
 
 
 def taught_features(vectors: Array, none: Array, lesson: Lesson, routes: int) -> Array:
-    """What the score of none-of-these is made of where there are examples, rows x 4."""
+    """What the score of none-of-these is made of where there are examples, rows x 5."""
     nearest = (vectors @ lesson.examples.T).max(1)
-    size = np.full_like(none, np.log(max(routes, 1) / 10))
-    return np.stack([np.ones_like(none), none, nearest, size], 1)
+    size, expected = np.full_like(none, np.log(max(routes, 1) / 10)), np.full_like(none, lesson.expected)
+    return np.stack([np.ones_like(none), none, nearest, size, expected], 1)
 
 
 def softmax(logits: Array) -> Array:
@@ -217,7 +221,8 @@ def teach(matcher: Matcher, vectors: Array, labels: Sequence[int], letters: Arra
             held[unseen] += _wording(letters[unseen], letters[~unseen], targets[~unseen], scores.shape[1], share)
     found = _best_sharpness(held, targets, matcher.sharpness)
     sharpness = found if whole else min(found, matcher.sharpness)
-    return Lesson(middle, weights, bias, sharpness, vectors, letters, targets, share, share**2 / trust)
+    expected = float(held.max(1).mean()) * sharpness
+    return Lesson(middle, weights, bias, sharpness, expected, vectors, letters, targets, share, share**2 / trust)
 
 
 def _fit(inputs: Array, targets: npt.NDArray[np.intp], scores: Array, pull: float, biased: bool) -> tuple[Array, Array]:
