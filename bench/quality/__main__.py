@@ -103,7 +103,7 @@ def _line(name: str, table: RouteTable, rows: Sequence[Row], lines: Decisions, f
     ece = calibration_error([line["confidence"] for line in lines], [line["correct"] for line in lines])
     inside = [line["route"] == OTHER for line, row in zip(lines, rows, strict=True) if OTHER not in row.right]
     tables = [_routes_of(table, row) for row in rows]
-    taught = any(route.examples for route in tables[0])
+    taught = all(route.examples for route in tables[0])  # examples are all that these baselines know of a route
     others: list[Callable[[], baselines.Decided] | None] = [
         lambda: baselines.cosine(rows, tables, frozen),
         (lambda: baselines.nearest_examples(rows, tables[0], frozen)) if taught else None,
