@@ -50,11 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     plan, recipe = Plan(steps=options.steps, rate=options.rate), Recipe()
     tokenizer, reader = _start(device, plan.seed)
     published = {name: value.clone() for name, value in reader.encoder.state_dict().items()}
-    stages = _take(reader, options.start) if options.start else []
-    other, others_stages = copy.deepcopy(reader), stages
-    if options.mean:
-        other = _start(device, plan.seed)[1]
-        others_stages = _take(other, options.mean)
+    other, stages = copy.deepcopy(reader), []
+    artifact = options.start or options.mean
+    if artifact:
+        stages = _take(other, artifact)
+    if options.start:
+        reader.load_state_dict(other.state_dict())
     sources = Sources(
         data.load_sgd(options.data / "sgd"),
         data.load_snips(options.data / "train/snips_train.jsonl"),
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         return ids
 
     reader = fit(reader, sources, tokenize, spelling, plan, recipe, work)
-    if options.start or options.mean:
+    if artifact:
         theirs = other.state_dict()
         reader.load_state_dict({name: theirs[name].lerp(value, FRESH) for name, value in reader.state_dict().items()})
     trained = reader.encoder.state_dict()
@@ -83,9 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
         "data_sha256": digest(options.data / "sgd", options.data / "train", *sorted(options.written.glob("*.json*"))),
         "plan": asdict(plan),
         "recipe": asdict(recipe),
-        "stages": [*stages, {"sets": len(sources.written), "steps": plan.steps}],
+        "stages": [*(stages if options.start else []), {"sets": len(sources.written), "steps": plan.steps}],
         "kept": KEPT,
-        **({"fresh": FRESH, "other": others_stages} if options.start or options.mean else {}),
+        **({"fresh": FRESH, "other": stages} if artifact else {}),
     }
     seen = typical([sources.sgd, *sources.written], tokenize, spelling.mend)
     export_encoder(reader, tokenizer, words, seen, work / "artifact", about)
