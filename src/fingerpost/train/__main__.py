@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(options.threads)
-    plan, recipe = Plan(steps=options.steps, rate=options.rate), Recipe()
+    plan, recipe = Plan(steps=tuple(options.steps), rate=options.rate), Recipe()
     tokenizer, reader = _start(device, plan.seed)
     published = {name: value.clone() for name, value in reader.encoder.state_dict().items()}
     other, stages = copy.deepcopy(reader), []
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         "data_sha256": digest(options.data / "sgd", options.data / "train", *sorted(options.written.glob("*.json*"))),
         "plan": asdict(plan),
         "recipe": asdict(recipe),
-        "stages": [*(stages if options.start else []), {"sets": len(sources.written), "steps": plan.steps}],
+        "stages": [*(stages if options.start else []), {"sets": len(sources.written), "steps": sum(plan.steps)}],
         "kept": KEPT,
         **({"fresh": FRESH, "other": stages} if artifact else {}),
     }
@@ -120,7 +120,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the artifact and the checkpoints go")
     parser.add_argument("--written", type=Path, default=WRITTEN, metavar="DIR", help="the written route sets (%(default)s)")
-    parser.add_argument("--steps", type=int, default=Plan().steps, help="training steps (%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=Plan().steps, help="training steps, of each climb and fall of the rate"
+    )
     parser.add_argument("--rate", type=float, default=Plan().rate, help="the peak learning rate (%(default)s)")
     others = parser.add_mutually_exclusive_group()
     others.add_argument("--start", type=Path, metavar="DIR", help="go on from this artifact instead of MiniLM's own weights")

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -27,9 +28,13 @@ GROUP = 720
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how fast to train."""
+    """How long and how fast to train.
 
-    steps: int = 3400
+    The learning rate climbs and comes down once for each number of steps; the model is the mean of what it comes to each time
+    (Huang et al. 2017, "Snapshot ensembles"; Izmailov et al. 2018, "Averaging weights leads to wider optima").
+    """
+
+    steps: tuple[int, ...] = (3400, 1800)
     rate: float = 1e-4
     fresh_rate: float = 7e-4
     average: float = 0.99
@@ -48,12 +53,14 @@ def fit(
     out: Path,
     watch: Callable[[int, Reader], None] = lambda step, reader: None,
 ) -> Reader:
-    """The averaged model after `plan.steps` steps; calls `watch` with it whenever it has been saved."""
+    """The averaged model after all of `plan.steps`; calls `watch` with the running average whenever it has been saved."""
     average = copy.deepcopy(reader).eval()
     optimizer = _optimizer(reader, plan)
-    first = _resume(out / "checkpoint.pt", reader, average, optimizer)
+    ends: list[dict[str, Tensor]] = []
+    first = _resume(out / "checkpoint.pt", reader, average, optimizer, ends)
+    last = set(accumulate(plan.steps))
     loss_sum, hit_sum, began = 0.0, 0.0, time.perf_counter()
-    for step in range(first, plan.steps + 1):
+    for step in range(first, sum(plan.steps) + 1):
         # Each step has its own seed, so a resumed run sees the batches that an unbroken one would have seen.
         rng = random.Random(plan.seed * 1_000_003 + step)
         torch.manual_seed(plan.seed * 1_000_003 + step)
@@ -72,9 +79,12 @@ def fit(
             pace = (time.perf_counter() - began) / (step - first + 1)
             print(f"step {step} loss {loss_sum / 20:.3f} right {hit_sum / 20:.3f} seconds a step {pace:.2f}", flush=True)
             loss_sum = hit_sum = 0.0
-        if step % plan.keep_every == 0 or step == plan.steps:
-            _keep(out / "checkpoint.pt", step, reader, average, optimizer)
+        if step in last:
+            ends.append(copy.deepcopy(average.state_dict()))
+        if step % plan.keep_every == 0 or step in last:
+            _keep(out / "checkpoint.pt", step, reader, average, optimizer, ends)
             watch(step, average)
+    average.load_state_dict({name: torch.stack([end[name] for end in ends]).mean(0) for name in ends[0]})
     return average
 
 
@@ -168,8 +178,12 @@ def _optimizer(reader: Reader, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98), fused=True)
 
 
-def _share(step: int, steps: int) -> float:
-    """The share of the peak learning rate: a short climb, then a cosine down."""
+def _share(step: int, plan: Sequence[int]) -> float:
+    """The share of the peak learning rate: a short climb, then a cosine down, for each part of the plan."""
+    for steps in plan:
+        if step <= steps:
+            break
+        step -= steps
     climb = max(20, steps // 20)
     return min(1.0, step / climb) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -180,13 +194,21 @@ def _follow(average: Reader, reader: Reader, share: float) -> None:
         mine.lerp_(theirs, 1 - share)
 
 
-def _keep(path: Path, step: int, reader: Reader, average: Reader, optimizer: torch.optim.AdamW) -> None:
-    state = {"step": step, "reader": reader.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+def _keep(
+    path: Path, step: int, reader: Reader, average: Reader, optimizer: torch.optim.AdamW, ends: list[dict[str, Tensor]]
+) -> None:
+    state = {
+        "step": step,
+        "reader": reader.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ends": ends,
+    }
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
 
-def _resume(path: Path, reader: Reader, average: Reader, optimizer: torch.optim.AdamW) -> int:
+def _resume(path: Path, reader: Reader, average: Reader, optimizer: torch.optim.AdamW, ends: list[dict[str, Tensor]]) -> int:
     """The step to begin with, after loading a checkpoint where there is one."""
     if not path.exists():
         return 1
@@ -194,4 +216,5 @@ def _resume(path: Path, reader: Reader, average: Reader, optimizer: torch.optim.
     reader.load_state_dict(state["reader"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
+    ends.extend(state["ends"])
     return int(state["step"]) + 1

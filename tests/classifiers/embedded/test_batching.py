@@ -41,7 +41,7 @@ def work() -> Work:
 
 @pytest.fixture
 def batcher(work: Work) -> Iterator[Batcher[int, int, int]]:
-    batcher = Batcher(work.prepare, lambda _: 1, work.answer, enough=3, threads=1)
+    batcher = Batcher(work.prepare, lambda _: 1, work.answer, most=3, threads=1)
     yield batcher
     work.go.set()
     batcher.close()
@@ -78,18 +78,19 @@ async def test_those_that_wait_are_answered_together_up_to_a_size(batcher, work)
 
 
 async def test_the_sizes_of_the_members_count(work):
-    batcher = Batcher(work.prepare, lambda number: number, work.answer, enough=10, threads=1)
+    batcher = Batcher(work.prepare, lambda number: number, work.answer, most=10, threads=1)
     first = await begin(batcher, work)
-    others = await put(batcher, 4, 5, 6, 20, 1)
+    others = await put(batcher, 4, 5, 6, 4, 20, 1)
     work.go.set()
     await asyncio.gather(first, *others)
     batcher.close()
 
-    assert work.batches == [[1], [4, 5, 6], [20], [1]]
+    assert work.batches == [[1], [4, 5], [6, 4], [20], [1]]
+    assert work.prepared == [1, 4, 5, 6, 4, 20, 1]
 
 
 async def test_several_threads_answer_at_once(work, eventually):
-    batcher = Batcher(work.prepare, lambda _: 1, work.answer, enough=1, threads=2)
+    batcher = Batcher(work.prepare, lambda _: 1, work.answer, most=1, threads=2)
     tasks = await put(batcher, 1, 2, 3)
     await asyncio.to_thread(eventually, lambda: len(work.batches) == 2)
     begun = sorted(number for batch in work.batches for number in batch)

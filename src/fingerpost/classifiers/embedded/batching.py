@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 class Batcher(Generic[Asked, Ready, Answer]):
     """Answers in `threads` worker threads: `prepare` for each that asks, then `answer` for a batch of them.
 
-    A batch takes what waits until the sum of its members' `size` has reached `enough`.
+    A batch takes what waits as long as the sum of its members' `size` is at most `most`; what is larger is alone.
     """
 
     def __init__(
@@ -29,13 +29,14 @@ class Batcher(Generic[Asked, Ready, Answer]):
         prepare: Callable[[Asked], Ready],
         size: Callable[[Ready], int],
         answer: Callable[[Sequence[Ready]], Sequence[Answer]],
-        enough: int,
+        most: int,
         threads: int,
     ) -> None:
-        self._prepare, self._size, self._answer, self._enough = prepare, size, answer, enough
+        self._prepare, self._size, self._answer, self._most = prepare, size, answer, most
         self._threads, self._working = threads, 0
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="fingerpost-embedded")
         self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
+        self._ready: deque[tuple[Ready, asyncio.Future[Answer]]] = deque()  # too much for the batch before
         self._lock = Lock()
         self._closed = False
 
@@ -50,20 +51,26 @@ class Batcher(Generic[Asked, Ready, Answer]):
             if self._closed:
                 raise RuntimeError("the classifier was closed")
             self._waiting.append((asked, future))
-            if self._working < self._threads:
-                self._working += 1
-                self._workers.submit(self._work)
+            self._set_to_work()
         return await future
 
     def close(self) -> None:
         """Cancels what waits; what is being answered still is."""
         with self._lock:
             self._closed = True
-            waiting, self._waiting = self._waiting, deque()
-        for _, future in waiting:
+            futures = [future for _, future in (*self._ready, *self._waiting)]
+            self._ready.clear()
+            self._waiting.clear()
+        for future in futures:
             with suppress(RuntimeError):  # a loop that has been closed waits for nothing
                 future.get_loop().call_soon_threadsafe(future.cancel)
         self._workers.shutdown(wait=False)
+
+    def _set_to_work(self) -> None:
+        """Lets one more thread work, if one rests; called with the lock held."""
+        if self._working < self._threads and not self._closed:
+            self._working += 1
+            self._workers.submit(self._work)
 
     def _work(self) -> None:
         while batch := self._take():
@@ -79,22 +86,32 @@ class Batcher(Generic[Asked, Ready, Answer]):
         """The next batch; where nobody waits it is empty, and this thread no longer counts as working."""
         batch: list[tuple[Ready, asyncio.Future[Answer]]] = []
         size = 0
-        while size < self._enough:
+        while (found := self._next(resting=not batch)) is not None:
+            size += self._size(found[0])
+            if batch and size > self._most:
+                with self._lock:
+                    self._ready.append(found)
+                    self._set_to_work()
+                break
+            batch.append(found)
+        return batch
+
+    def _next(self, resting: bool) -> tuple[Ready, asyncio.Future[Answer]] | None:
+        """The next one to answer, prepared; None where nobody waits, and then this thread rests if it is `resting`."""
+        while True:
             with self._lock:
+                if self._ready:
+                    return self._ready.popleft()
                 if not self._waiting:
-                    self._working -= not batch
-                    break
+                    self._working -= resting
+                    return None
                 asked, future = self._waiting.popleft()
             if future.cancelled():
                 continue
             try:
-                ready = self._prepare(asked)
+                return self._prepare(asked), future
             except Exception as error:
                 _tell([(future, error)])
-            else:
-                batch.append((ready, future))
-                size += self._size(ready)
-        return batch
 
 
 def _tell(outcomes: Sequence[tuple[asyncio.Future[Answer], Answer | Exception]]) -> None:
