@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fingerpost.chat import ChatRequest, Conversation
+from fingerpost.chat import ChatRequest
 from fingerpost.classifiers import ask
 from fingerpost.classifiers.arch import CONSTRAINTS, MODEL
 from fingerpost.classifiers.arch.prompt import CUT_NOTE, DROPPED_NOTE, render
@@ -20,27 +20,9 @@ from fingerpost.router import Router
 from fingerpost.routes import OTHER, Route, RouteTable
 from fingerpost.train.data import read_lines
 
+from .questions import NAMES, TABLE, TEXTS, asked
+
 DATA = Path(__file__).parents[2] / "train/data"
-TABLE = RouteTable(
-    (
-        Route("weather", "The user asks what the weather will be like somewhere."),
-        Route("music", "The user wants to listen to a song, an album or an artist."),
-        Route("hard_question", "A question that needs careful reasoning over several steps."),
-        Route(OTHER),
-    )
-)
-NAMES = [route.name for route in TABLE.routes]
-TEXTS = [
-    "Will it rain in Lisbon tomorrow?",
-    "put on some jazz",
-    "Prove that there are infinitely many primes.",
-    "größe? 路 🙂",
-    "asdf",
-]
-
-
-def asked(*texts: str) -> Conversation:
-    return ChatRequest.from_messages([{"role": "user", "content": text} for text in texts]).conversation
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -4,37 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from pathlib import Path
 
 import pytest
 
-from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.classifiers.arch import MODEL
 from fingerpost.classifiers.arch.prompt import render
 from fingerpost.errors import ClassifierError
-from fingerpost.routes import OTHER, Route, RouteTable
+from fingerpost.routes import Route, RouteTable
 
-DATA = Path(__file__).parents[2] / "train/data"
-TABLE = RouteTable(
-    (
-        Route("weather", "The user asks what the weather will be like somewhere."),
-        Route("music", "The user wants to listen to a song, an album or an artist."),
-        Route("hard_question", "A question that needs careful reasoning over several steps."),
-        Route(OTHER),
-    )
-)
-NAMES = [route.name for route in TABLE.routes]
-TEXTS = [
-    "Will it rain in Lisbon tomorrow?",
-    "put on some jazz",
-    "Prove that there are infinitely many primes.",
-    "größe? 路 🙂",
-    "asdf",
-]
-
-
-def asked(*texts: str) -> Conversation:
-    return ChatRequest.from_messages([{"role": "user", "content": text} for text in texts]).conversation
+from .questions import NAMES, TABLE, TEXTS, asked
 
 
 async def test_the_server_takes_the_strictest_constraint_at_the_first_try(server, arch_at):

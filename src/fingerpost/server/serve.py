@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -101,15 +101,8 @@ class Server(uvicorn.Server):
             actions = {number: partial(self.handle_exit, number, None) for number in (signal.SIGINT, signal.SIGTERM)}
             if isinstance(self.config.app, App) and self.config.app.upkeep.file:
                 actions[signal.SIGHUP] = self.config.app.upkeep.ask
-        loop = asyncio.get_running_loop()
-        for number, action in actions.items():
-            loop.add_signal_handler(number, action)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, actions)
-        try:
+        with on_signals(actions):
             yield
-        finally:
-            for number in actions:
-                loop.remove_signal_handler(number)
 
 
 Kind = TypeVar("Kind", bound=Server)
@@ -187,6 +180,20 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+@contextmanager
+def on_signals(actions: Mapping[int, Callable[[], None]]) -> Iterator[None]:
+    """What the running loop does on signals, which may have been held back until now; for the main thread only."""
+    loop = asyncio.get_running_loop()
+    for number, action in actions.items():
+        loop.add_signal_handler(number, action)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, actions)
+    try:
+        yield
+    finally:
+        for number in actions:
+            loop.remove_signal_handler(number)
 
 
 def say(what: str, listening: socket.socket, *, secure: bool) -> None:

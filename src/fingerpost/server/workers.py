@@ -29,8 +29,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -41,7 +41,7 @@ from fingerpost.config.shape import Config
 from fingerpost.observers.totals import lasting, total
 from fingerpost.server.auth import check_exposure, find_unshared
 from fingerpost.server.files import ConfigFile, build_tls, tell
-from fingerpost.server.serve import could_not_start, say
+from fingerpost.server.serve import could_not_start, on_signals, say
 from fingerpost.server.sockets import Sockets, bind, refuse_taken
 from fingerpost.server.talk import EVERY, Begin, Count, Counted, Gather, Leaving, Line, Listen, Ready, Reload, Sum, Took
 from fingerpost.server.upkeep import FIXED
@@ -171,7 +171,8 @@ class Workers:
 
     async def run(self) -> int:
         """Serves until a signal asks to stop; 0, or 1 or more when it could not go on."""
-        with self._signals():
+        interrupt, end = (partial(self._stop, number) for number in (signal.SIGINT, signal.SIGTERM))
+        with on_signals({signal.SIGINT: interrupt, signal.SIGTERM: end, signal.SIGHUP: self._reload}):
             async with asyncio.TaskGroup() as group:
                 for number in range(1, self._config.server.workers + 1):
                     group.create_task(self._keep(number, group))
@@ -361,19 +362,3 @@ class Workers:
         self._reload_due = True  # for workers that begin before another one has said what it took
         for worker in self._running.values():
             worker.line.say(Reload())
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        actions: dict[int, Callable[[], None]] = {
-            number: partial(self._stop, number) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        actions[signal.SIGHUP] = self._reload
-        for number, action in actions.items():
-            loop.add_signal_handler(number, action)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, actions)
-        try:
-            yield
-        finally:
-            for number in actions:
-                loop.remove_signal_handler(number)
