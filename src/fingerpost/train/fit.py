@@ -84,6 +84,7 @@ def fit(
         if step % plan.keep_every == 0 or step in last:
             _keep(out / "checkpoint.pt", step, reader, average, optimizer, ends)
             watch(step, average)
+    ends = ends or [average.state_dict()]  # a checkpoint may be further than the plan
     average.load_state_dict({name: torch.stack([end[name] for end in ends]).mean(0) for name in ends[0]})
     return average
 

@@ -37,7 +37,9 @@ FORMAT = 5
 BATCH = 160
 """Tokens of a batch: from here on, more of them take a core as much longer as they are more."""
 
-_ALIKE = 0.75
+PADDING = 6
+"""Tokens by which texts of a batch may differ: padding more takes a core longer than another batch."""
+
 _FEW = 8
 _KEPT_TEXTS = 16384
 
@@ -148,7 +150,7 @@ def _batches(laid: Sequence[Laid]) -> Iterator[list[int]]:
     longest = 0
     for place in sorted(range(len(laid)), key=lambda place: -len(laid[place].ids)):
         length = len(laid[place].ids)
-        if batch and ((len(batch) + 1) * longest > BATCH or length < longest * _ALIKE):
+        if batch and ((len(batch) + 1) * longest > BATCH or longest - length > PADDING):
             yield batch
             batch = []
         if not batch:
