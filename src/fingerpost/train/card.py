@@ -15,7 +15,8 @@ each route, and none of them, is. One encoder pass a decision; route vectors are
 - Started from: sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), package `{package}`, SHA-256 `{sha256}`.
 - Trained on: `train/data` (written for this project, CC-BY-4.0), Schema-Guided Dialogue train with SGD-X rewordings
   (CC-BY-SA-4.0), SNIPS train (CC0). Digest of the data: `{data}`.
-- Never trained on: CLINC150, BANKING77, HWU64, anything under `eval/`, the written sets marked `calibrate` or `unseen`.
+- Never trained on: CLINC150, BANKING77, HWU64, anything under `eval/`, the written sets marked `calibrate`, `unseen` or
+  `languages`.
 - Input: the user's latest turn (its first and last {half} tokens where it is longer than {latest}), slips of the keyboard
   mended, then up to {history} tokens of what was said before, newest first. System text and tool output are not read.
 - Route texts are drawn towards precedents: texts of the training data's routes and the mean vectors of their conversations.
@@ -27,7 +28,8 @@ each route, and none of them, is. One encoder pass a decision; route vectors are
 Development data, decided as `fingerpost eval` decides (so "other" may be chosen, and is wrong, in tables without it).
 The recipe was chosen by looking at these boards; nothing of them was trained on or fitted to, but expect a little less on fresh
 data. The written sets share topics (banking, voice assistants, household, general assistants) with CLINC150, BANKING77, HWU64
-and the default routes, never sentences: those boards measure unseen wordings, `sgd` and `written_unseen` unseen products too.
+and the default routes, never sentences: those boards measure unseen wordings, `sgd` and `written_unseen` unseen products too,
+`written_languages` requests in fourteen languages other than English.
 Calibration used dialogues of Schema-Guided Dialogue's dev part that are on no board; how its parts and `other` are weighted
 in it, and how much sharper scores are made after it (`PLAINER`), was chosen by these boards, so their errors flatter.
 
@@ -41,7 +43,8 @@ _TAIL = """
 ## Limits
 
 - Long latest turns are read at both ends only; a request in the middle of a long paste can be missed.
-- English first: the vocabulary is English. Other languages work as far as their words share pieces with what was trained.
+- English first: the vocabulary is English. Other languages work as far as their words share pieces with what was trained: see
+  `written_languages`, where complaints, proofs and code are mostly understood, and small talk mostly is not.
 - A route whose right answer needs world knowledge that the description does not hint at is often missed; two or three examples
   in the configuration mend most of it.
 - `other` is a judgement about the description: broad descriptions need their cases listed to attract specific requests.

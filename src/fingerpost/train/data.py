@@ -67,7 +67,7 @@ def _turn(role: str, content: str | list[dict[str, Any]] | None) -> Turn:
 
 
 def load_written(folder: Path, split: str) -> list[RouteSet]:
-    """The written route sets of one split (train, calibrate or unseen).
+    """The written route sets of one split (train, calibrate, unseen or languages).
 
     A set that is `areas_of` another has broad routes, each of which covers some of the other's, and its conversations.
     """

@@ -47,7 +47,7 @@ def boards(shared: Path, written: Path) -> list[tuple[str, RouteTable, list[Row]
         found += [(f"{name}_{k}shot", read_table(shared / f"routes/{name}_{k}shot.json"), rows) for k in (0, 5, 10)]
     outside = [*read_rows(shared / "eval/clinc150_valid.jsonl"), *read_rows(shared / "eval/clinc150_oos_valid.jsonl")]
     found.append(("clinc150_10shot_oos", read_table(shared / "routes/clinc150_10shot.json"), outside))
-    found.append(("written_unseen", own, written_rows(written, "unseen")))
+    found += [(f"written_{split}", own, written_rows(written, split)) for split in ("unseen", "languages")]
     return found
 
 
