@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from fingerpost.chat import ChatRequest, Conversation
 from fingerpost.classifiers.arch import CONSTRAINTS, MODEL
 from fingerpost.classifiers.arch.prompt import render
-from fingerpost.routes import OTHER, Route, RouteTable
+from fingerpost.routes import Route, RouteTable
 
-TABLE = RouteTable(
-    (
-        Route("weather", "The user asks what the weather will be like somewhere."),
-        Route("music", "The user wants to listen to a song, an album or an artist."),
-        Route(OTHER),
-    )
-)
-NAMES = [route.name for route in TABLE.routes]
-
-
-def asked(text: str) -> Conversation:
-    return ChatRequest.from_messages([{"role": "user", "content": text}]).conversation
+from .questions import NAMES, TABLE, asked
 
 
 async def test_it_passes_over_a_choice_and_is_asked_for_a_schema_from_then_on(server, tap, arch_at):

@@ -179,9 +179,9 @@ def _optimizer(reader: Reader, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98), fused=True)
 
 
-def _share(step: int, plan: Sequence[int]) -> float:
-    """The share of the peak learning rate: a short climb, then a cosine down, for each part of the plan."""
-    for steps in plan:
+def _share(step: int, parts: Sequence[int]) -> float:
+    """The share of the peak learning rate: a short climb, then a cosine down, in each part of the plan."""
+    for steps in parts:
         if step <= steps:
             break
         step -= steps

@@ -133,6 +133,30 @@ async def test_one_that_no_longer_waits_is_not_prepared(batcher, work):
     assert gone.cancelled()
 
 
+async def test_one_that_leaves_after_it_was_too_much_for_a_batch_is_not_answered(work, eventually):
+    gates, batches = {4: Event(), 6: Event(), 7: Event()}, []
+    gates[7].set()
+
+    def answer(numbers: list[int]) -> list[int]:
+        batches.append(numbers)
+        assert gates[numbers[0]].wait(10)
+        return numbers
+
+    batcher = Batcher(work.prepare, lambda number: number, answer, most=10, threads=1)
+    tasks = await put(batcher, 4)
+    await asyncio.to_thread(eventually, lambda: batches == [[4]])
+    tasks += await put(batcher, 6, 5, 7)
+    gates[4].set()
+    await asyncio.to_thread(eventually, lambda: batches == [[4], [6]])
+    tasks.pop(2).cancel()
+    await asyncio.sleep(0)
+    gates[6].set()
+
+    assert await asyncio.gather(*tasks) == [4, 6, 7]
+    assert batches == [[4], [6], [7]]
+    batcher.close()
+
+
 async def test_one_that_leaves_while_it_is_answered_disturbs_nobody(batcher, work):
     first = await begin(batcher, work)
     [second] = await put(batcher, 2)

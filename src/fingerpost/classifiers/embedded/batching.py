@@ -87,6 +87,8 @@ class Batcher(Generic[Asked, Ready, Answer]):
         batch: list[tuple[Ready, asyncio.Future[Answer]]] = []
         size = 0
         while (found := self._next(resting=not batch)) is not None:
+            if found[1].cancelled():  # it left while it was prepared, or while the batch before was answered
+                continue
             size += self._size(found[0])
             if batch and size > self._most:
                 with self._lock:
